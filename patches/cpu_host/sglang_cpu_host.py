@@ -1,0 +1,113 @@
+"""SGLang plugin: serve on a host without an accelerator.
+
+SGLang's CPU engine asks for Intel AMX and CPU builds of its kernels. On any other host without an accelerator this
+plugin makes the same server start, slowly, on PyTorch operators, so that sglang-spark can be developed and tested
+there against the dense server. With an accelerator present it does nothing.
+
+What it changes (SGLang 0.5.21):
+
+===================================  ==================================================================
+``--device`` unset                   becomes ``cpu`` (SGLang raises)
+``--attention-backend`` unset        becomes ``torch_native`` (SGLang picks ``intel_amx``)
+CUDA graphs                          off, unless asked for
+``support_triton()``                 False: index bookkeeping uses SGLang's PyTorch fallbacks
+paged allocation kernels (Triton)    SGLang's ``alloc_extend_naive``
+rotary embedding                     SGLang's PyTorch implementation (it would import vLLM's kernel)
+===================================  ==================================================================
+
+``TRITON_INTERPRET=1`` leaves the Triton kernels in place: they then run under Triton's interpreter.
+"""
+
+import logging
+import os
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "sglang_cpu_host"
+
+
+def has_accelerator() -> bool:
+    """Whether SGLang finds a device, or its own CPU engine (Intel AMX), to run on."""
+    from sglang.srt.utils.common import get_device
+
+    try:
+        get_device()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _TorchLaunch:
+    """Stands where SGLang holds a Triton kernel: ``kernel[grid](*args)`` calls a Python function."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def __getitem__(self, grid):
+        return self._function
+
+
+def _alloc_extend(prefix_lens, seq_lens, last_loc, free_pages, out_indices, bs_upper, page_size):
+    from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
+
+    # The caller counts pages after the launch and discards the result when the pool was short, which the Triton
+    # kernel survives and alloc_extend_naive asserts against.
+    pages_needed = ((seq_lens + page_size - 1) // page_size - (prefix_lens + page_size - 1) // page_size).sum()
+    if pages_needed > free_pages.numel():
+        return
+    alloc_extend_naive(prefix_lens, seq_lens, last_loc, free_pages, out_indices, page_size, out_indices.device)
+
+
+def _alloc_decode(seq_lens, last_loc, free_pages, out_indices, bs_upper, page_size):
+    _alloc_extend(seq_lens - 1, seq_lens, last_loc, free_pages, out_indices, bs_upper, page_size)
+
+
+def _default_to_cpu(server_args, previous) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    if resolving_view(server_args).device is None:
+        declare_resolution(server_args, SOURCE, device="cpu")
+    previous(server_args)
+
+
+def _default_to_torch_native(server_args, previous) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    if resolving_view(server_args).attention_backend is None:
+        declare_resolution(server_args, SOURCE, attention_backend="torch_native")
+    previous(server_args)
+
+
+def _no_cuda_graphs(server_args, previous) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+
+    previous(server_args)
+    config = resolving_view(server_args).cuda_graph_config
+    for phase in Phase.ALL:
+        if (phase, "backend") not in server_args._cuda_graph_config_locked:
+            config = with_phase(config, phase, backend=Backend.DISABLED)
+    declare_resolution(server_args, SOURCE, cuda_graph_config=config)
+
+
+def register() -> None:
+    """Entry point of the group ``sglang.srt.plugins``."""
+    if has_accelerator():
+        return
+
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+    from sglang.srt.layers.rotary_embedding import base as rotary_embedding
+    from sglang.srt.mem_cache.allocation import get_last_loc_torch
+    from sglang.srt.mem_cache.allocator import paged
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    register_resolution_hook("handle_missing_default_values")(_default_to_cpu)
+    register_resolution_hook("handle_cpu_backends")(_default_to_torch_native)
+    register_resolution_hook("handle_cuda_graph_config")(_no_cuda_graphs)
+    rotary_embedding._is_cpu = True
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    HookRegistry.register("sglang.srt.utils.common.support_triton", lambda backend: False, HookType.REPLACE)
+    HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc_torch, HookType.REPLACE)
+    paged.alloc_extend_kernel = _TorchLaunch(_alloc_extend)
+    paged.alloc_decode_kernel = _TorchLaunch(_alloc_decode)

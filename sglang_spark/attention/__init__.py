@@ -1,0 +1,1 @@
+"""SparK's attention backend for SGLang."""

@@ -1,0 +1,97 @@
+"""The flags as validated settings."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spark_kernels.record import CompressedKeyFormat, KeyFormat, RawKeyFormat
+
+DEFAULT_KEY_RATIO = 0.8
+DEFAULT_RESTORE_BITS = 2
+
+_LAYER_OR_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class SparkConfig:
+    """What SparK was asked to do, checked against the model it is asked for.
+
+    Parameters
+    ----------
+    key_ratio
+        Share of key channels to drop; 0 stores whole keys.
+    restore_bits
+        Bits per channel for restoring dropped channels.
+    dense_layers
+        Global ids of the layers that store whole keys, ascending.
+    """
+
+    key_ratio: float
+    restore_bits: int
+    dense_layers: tuple[int, ...]
+
+    @classmethod
+    def from_args(cls, args: Any, *, head_dim: int, num_layers: int) -> SparkConfig:
+        """Read ``spark_*`` from a server-argument record or a namespace of one.
+
+        Raises
+        ------
+        ValueError
+            A flag is outside its range for this model; the message names the flag, its value and the range.
+        """
+        config = cls(
+            key_ratio=args.spark_key_ratio,
+            restore_bits=args.spark_restore_bits,
+            dense_layers=parse_layers(args.spark_dense_layers, num_layers),
+        )
+        try:
+            config.compressed_format(head_dim, torch.bfloat16)
+        except ValueError as error:
+            raise ValueError(_in_terms_of_flags(str(error))) from None
+        return config
+
+    def compressed_format(self, head_dim: int, raw_dtype: torch.dtype) -> CompressedKeyFormat | RawKeyFormat:
+        """How the layers outside ``dense_layers`` store a key of ``head_dim`` channels."""
+        return KeyFormat.from_ratio(head_dim, self.key_ratio, self.restore_bits, raw_dtype)
+
+    def key_format(self, layer_id: int, head_dim: int, raw_dtype: torch.dtype) -> CompressedKeyFormat | RawKeyFormat:
+        """How layer ``layer_id`` (global) stores a key; ``raw_dtype`` is the model's dtype."""
+        if layer_id in self.dense_layers:
+            return RawKeyFormat(head_dim, raw_dtype)
+        return self.compressed_format(head_dim, raw_dtype)
+
+
+def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
+    """Layer ids from numbers and ranges such as ``'0,1,30-31'``.
+
+    Raises
+    ------
+    ValueError
+        The text does not parse, or names a layer that a model of ``num_layers`` layers does not have.
+    """
+    layers: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _LAYER_OR_RANGE.fullmatch(part)
+        if match is None:
+            raise ValueError(
+                f"--spark-dense-layers={text!r}: {part!r} is neither a layer number nor a range such as 30-31"
+            )
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first:
+            raise ValueError(f"--spark-dense-layers={text!r}: the range {part!r} runs backwards")
+        if last >= num_layers:
+            raise ValueError(
+                f"--spark-dense-layers={text!r}: layer {last} does not exist, "
+                f"the model has layers 0 to {num_layers - 1}"
+            )
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def _in_terms_of_flags(message: str) -> str:
+    return message.replace("key_ratio", "--spark-key-ratio").replace("restore_bits", "--spark-restore-bits")

@@ -1,0 +1,83 @@
+"""How many bytes a token takes in this process's pool, and what that means for capacity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from sglang.srt.runtime_context import get_memory, get_parallel
+
+from sglang_spark.config import SparkConfig
+from spark_kernels.record import CompressedKeyFormat, RawKeyFormat, ValueFormat
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+
+
+@dataclass(frozen=True)
+class PoolLayout:
+    """Row formats of the layers this process holds.
+
+    Parameters
+    ----------
+    key_formats
+        One per local layer.
+    value_format
+        The same for all layers.
+    num_kv_heads
+        KV heads this process holds (after tensor parallelism).
+    model_dtype
+        What a dense cache would store.
+    """
+
+    key_formats: tuple[CompressedKeyFormat | RawKeyFormat, ...]
+    value_format: ValueFormat
+    num_kv_heads: int
+    model_dtype: torch.dtype
+
+    @classmethod
+    def of(cls, configurator: KVCacheConfigurator) -> PoolLayout:
+        """The layout that the published arguments ask for, for this process's share of the model."""
+        model_config = configurator.model_config
+        config = SparkConfig.from_args(
+            get_memory(), head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers
+        )
+        layers = range(configurator.layer_info.start_layer, configurator.layer_info.end_layer)
+        # Not kv_cache_dtype: by the time the pool is built that field says uint8, what the rows are made of.
+        value_dtype = torch.float8_e4m3fn if configurator.kv_cache_dtype_str == "fp8_e4m3" else configurator.model_dtype
+        return cls(
+            key_formats=tuple(
+                config.key_format(layer_id, model_config.head_dim, configurator.model_dtype) for layer_id in layers
+            ),
+            value_format=ValueFormat(model_config.v_head_dim, value_dtype),
+            num_kv_heads=model_config.get_num_kv_heads(get_parallel().attn_tp_size),
+            model_dtype=configurator.model_dtype,
+        )
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes in this process, all local layers and KV heads."""
+        rows = sum(key_format.row_bytes + self.value_format.row_bytes for key_format in self.key_formats)
+        return rows * self.num_kv_heads
+
+    @property
+    def dense_bytes_per_token(self) -> int:
+        """Bytes one token would take in a dense cache of the model's dtype."""
+        channels = self.key_formats[0].head_dim + self.value_format.head_dim
+        return channels * self.model_dtype.itemsize * len(self.key_formats) * self.num_kv_heads
+
+    def summary(self, num_tokens: int) -> str:
+        """One line for the log: bytes per token, kept channels and capacity, each against dense."""
+        dense_tokens = num_tokens * self.bytes_per_token // self.dense_bytes_per_token
+        pruned = [key_format for key_format in self.key_formats if not key_format.is_raw]
+        if pruned:
+            kept = f"{pruned[0].kept_channels} of {pruned[0].head_dim} key channels kept in {len(pruned)}"
+        else:
+            kept = "all key channels kept in all"
+        return (
+            f"SparK KV cache: {self.bytes_per_token} bytes per token against {self.dense_bytes_per_token} dense "
+            f"({self.bytes_per_token / self.dense_bytes_per_token:.3f}), {kept} of {len(self.key_formats)} layers, "
+            f"{num_tokens} tokens against {dense_tokens} dense "
+            f"({self.dense_bytes_per_token / self.bytes_per_token:.2f}x)"
+        )

@@ -1,0 +1,84 @@
+"""The token-to-KV pool: SGLang's own, holding rows of bytes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.mem_cache.memory_pool import KvBufferDesc, MHATokenToKVPool
+
+from sglang_spark.layout import PoolLayout
+from spark_kernels.record import LayerRows
+
+
+class SparkTokenToKVPool(MHATokenToKVPool):
+    """A pool whose key of a token and KV head is one SparK row, and whose value is one value row.
+
+    To SGLang it is an ``MHATokenToKVPool`` of dtype uint8 whose head_dim is the size of a row, so slot moves, CPU
+    copies, transfer descriptors and size reports work on rows as they are. A row depends on nothing but its own
+    bytes, which is what lets requests share it through the radix tree.
+
+    Parameters
+    ----------
+    size
+        Token slots, besides the padding page.
+    layout
+        Row formats of the layers.
+    dtype, head_num, head_dim, v_head_dim
+        As SGLang passes them for a dense pool; the layout replaces them.
+    kwargs
+        Everything else goes to ``MHATokenToKVPool``.
+    """
+
+    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim, **kwargs):
+        self.layout = layout
+        super().__init__(
+            size,
+            dtype=torch.uint8,
+            head_num=layout.num_kv_heads,
+            # Rows of dense layers are longer; everything that copies rows asks the buffers themselves.
+            head_dim=min(key_format.row_bytes for key_format in layout.key_formats),
+            v_head_dim=layout.value_format.row_bytes,
+            **kwargs,
+        )
+
+    def layer_rows(self, layer_id: int) -> LayerRows:
+        """The rows of a layer (global id), once any pending transfer of them has arrived."""
+        return LayerRows(
+            keys=self.get_key_buffer(layer_id),
+            values=self.get_value_buffer(layer_id),
+            key_format=self.layout.key_formats[layer_id - self.start_layer],
+            value_format=self.layout.value_format,
+        )
+
+    def set_kv_buffer(self, *args, **kwargs):
+        """Dense keys cannot be stored without the queries that choose their channels."""
+        raise NotImplementedError(
+            "SparkTokenToKVPool is written by the spark attention backend only; a model or feature that stores keys "
+            "by itself is not supported with --kv-compress spark"
+        )
+
+    def _row_bytes(self) -> list[int]:
+        """Size of a row per buffer, in the order k0 .. k(L-1), v0 .. v(L-1)."""
+        keys = [key_format.row_bytes for key_format in self.layout.key_formats]
+        return keys + [self.layout.value_format.row_bytes] * len(keys)
+
+    def _create_buffers_normal(self):
+        pool = torch.cuda.use_mem_pool(self.custom_mem_pool) if self.enable_custom_mem_pool else nullcontext()
+        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE), pool:
+            buffers = [
+                torch.zeros(self.size + self.page_size, self.head_num, row_bytes, dtype=torch.uint8, device=self.device)
+                for row_bytes in self._row_bytes()
+            ]
+        self.k_buffer = buffers[: self.layer_num]
+        self.v_buffer = buffers[self.layer_num :]
+
+    def _build_kv_buffer_descs(self):
+        names = [f"{kind}{layer}" for kind in "kv" for layer in range(self.layer_num)]
+        shapes = [(self.size + self.page_size, self.head_num, row_bytes) for row_bytes in self._row_bytes()]
+        return [
+            KvBufferDesc(name, shape, row_bytes=int(np.prod(shape[1:])), tokens_per_row=1)
+            for name, shape in zip(names, shapes, strict=True)
+        ]

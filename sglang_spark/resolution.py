@@ -1,0 +1,59 @@
+"""What SparK adds to SGLang's resolution of arguments: refusals, and the choice of its backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
+
+from sglang_spark import compatibility
+from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, SparkConfig
+from sglang_spark.server_args import KV_COMPRESS_CHOICES
+
+_SOURCE = "sglang_spark"
+
+
+def choose_backend(server_args: Any, previous: Any) -> None:
+    """Wraps SGLang's step ``handle_attention_backend_compatibility``.
+
+    Raises
+    ------
+    ValueError
+        SparK was asked for and cannot be honoured, or was not asked for and has settings.
+    """
+    requested = server_args._raw_input
+    if requested["kv_compress"] not in KV_COMPRESS_CHOICES:
+        raise ValueError(f"--kv-compress={requested['kv_compress']}: use one of {', '.join(KV_COMPRESS_CHOICES)}")
+    if requested["kv_compress"] == "none":
+        _check_nothing_spark_was_asked(requested)
+        previous(server_args)
+        return
+    model_config = model_config_of(server_args)
+    compatibility.check(compatibility.Launch(requested, resolving_view(server_args), model_config))
+    SparkConfig.from_args(server_args, head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers)
+    declare_resolution(
+        server_args,
+        _SOURCE,
+        attention_backend=compatibility.BACKEND,
+        prefill_attention_backend=None,
+        decode_attention_backend=None,
+    )
+    previous(server_args)
+
+
+def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
+    """A SparK setting without ``--kv-compress spark`` is a mistake that would serve dense."""
+    set_anyway = {
+        "--spark-key-ratio": requested["spark_key_ratio"] != DEFAULT_KEY_RATIO,
+        "--spark-restore-bits": requested["spark_restore_bits"] != DEFAULT_RESTORE_BITS,
+        "--spark-dense-layers": requested["spark_dense_layers"] != "",
+        "--attention-backend spark": compatibility.BACKEND
+        in (
+            requested["attention_backend"],
+            requested["prefill_attention_backend"],
+            requested["decode_attention_backend"],
+        ),
+    }
+    flags = [flag for flag, is_set in set_anyway.items() if is_set]
+    if flags:
+        raise ValueError(f"{', '.join(flags)}: has no effect without --kv-compress spark; add it")

@@ -1,0 +1,47 @@
+"""The command-line flags, as fields of SGLang's own argument record."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sglang.srt.arg_groups.arg_utils import A, Arg
+from sglang.srt.server_args import ServerArgs
+
+KV_COMPRESS_CHOICES = ("none", "spark")
+
+
+class SparkServerArgs(ServerArgs, dict=True):
+    """SGLang's server arguments and four more.
+
+    Being fields of the record makes them command-line flags, keys of ``--config`` files, keywords of ``sgl.Engine``
+    and part of ``/server_info``; every process reads them as ``get_memory().kv_compress`` and so on. The class is
+    importable by name because the record travels to the scheduler processes by pickle.
+    """
+
+    _NS_PATH = "memory"
+
+    kv_compress: A[
+        Literal["none", "spark"],
+        Arg(
+            help="Compression of the KV cache. 'spark' prunes each cached key to the channels that matter and "
+            "restores the others approximately while attention scores are computed (arXiv 2508.15212)."
+        ),
+    ] = "none"
+    spark_key_ratio: A[
+        float,
+        Arg(
+            help="Share of key channels that SparK drops, up to 0.95; 0 keeps whole keys (lossless). At the default, "
+            "26 of 128 channels are kept and a key takes 88 bytes instead of 256."
+        ),
+    ] = 0.8
+    spark_restore_bits: A[
+        Literal[0, 1, 2],
+        Arg(
+            help="Bits per channel from which dropped channels are restored: 2 (sign and magnitude), 1 (sign) or "
+            "0 (they count as zero)."
+        ),
+    ] = 2
+    spark_dense_layers: A[
+        str,
+        Arg(help="Layers that keep whole keys, as numbers and ranges: '0,1,30-31'. Empty for none."),
+    ] = ""
