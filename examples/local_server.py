@@ -1,0 +1,134 @@
+"""Start an SGLang server on this machine and stop it again; what the demo, the tests and the evaluations share."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+
+RECALL_MODEL = Path(__file__).resolve().parent / "recall-model"
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 30.0
+
+
+class ServerFailed(RuntimeError):
+    """The server exited, or did not answer in time; the message ends with its log."""
+
+
+class LocalServer:
+    """``python -m sglang.launch_server`` as a context manager.
+
+    Parameters
+    ----------
+    arguments
+        Command-line arguments after ``--model-path`` and ``--port``.
+    model
+        Folder of the model.
+    env
+        Environment variables besides this process's own.
+    """
+
+    def __init__(self, *arguments: str, model: Path | str = RECALL_MODEL, env: dict[str, str] | None = None):
+        self.arguments = arguments
+        self.model = str(model)
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._env = {**os.environ, **(env or {})}
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="sglang-", suffix=".log", delete=False)  # noqa: SIM115
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def command(self) -> list[str]:
+        launch = [sys.executable, "-m", "sglang.launch_server", "--model-path", self.model]
+        return [*launch, "--port", str(self.port), *self.arguments]
+
+    def __enter__(self) -> LocalServer:
+        # A session of its own, so that stopping the server stops its scheduler and detokenizer too.
+        self._process = subprocess.Popen(
+            self.command, stdout=self._log, stderr=subprocess.STDOUT, env=self._env, start_new_session=True
+        )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stop()
+        os.unlink(self._log.name)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ServerFailed(f"the server exited with status {self._process.returncode}:\n{self.log()[-6000:]}")
+            # The log line comes after the server's own warm-up request; /health answers before it.
+            if "The server is fired up and ready to roll!" in self.log():
+                return
+            time.sleep(0.25)
+        raise ServerFailed(f"the server did not answer within {START_TIMEOUT_S:.0f} s:\n{self.log()[-6000:]}")
+
+    def stop(self) -> None:
+        """End the server and every process it started."""
+        if self._process is None:
+            return
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, sign)
+                self._process.wait(timeout=STOP_TIMEOUT_S if sign == signal.SIGTERM else None)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self._process = None
+
+    def log(self) -> str:
+        """Everything the server has printed so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
+    def log_line(self, pattern: str) -> re.Match:
+        """The first match of a regular expression in the log."""
+        match = re.search(pattern, self.log())
+        if match is None:
+            raise LookupError(f"no log line matches {pattern!r}:\n{self.log()[-3000:]}")
+        return match
+
+    def info(self) -> dict[str, Any]:
+        """``/server_info``: resolved arguments and sizes."""
+        return self._json(requests.get(f"{self.url}/server_info", timeout=30))
+
+    def generate(self, text: str | None = None, *, max_new_tokens: int = 16, **request: Any) -> dict[str, Any]:
+        """One greedy ``/generate`` call; ``request`` adds or replaces fields of its body."""
+        body: dict[str, Any] = {
+            "sampling_params": {"temperature": 0, "max_new_tokens": max_new_tokens},
+            **request,
+        }
+        if text is not None:
+            body["text"] = text
+        return self._json(requests.post(f"{self.url}/generate", json=body, timeout=300))
+
+    def flush_cache(self) -> None:
+        """Empty the radix tree."""
+        requests.post(f"{self.url}/flush_cache", timeout=30).raise_for_status()
+
+    @staticmethod
+    def _json(response: requests.Response) -> Any:
+        if not response.ok:
+            raise RuntimeError(f"{response.url} answered {response.status_code}: {response.text[:1000]}")
+        return response.json()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,21 @@
+"""Real servers on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+from local_server import LocalServer
+
+# float32 so that batching does not change tokens; a fixed pool so that servers do not depend on free memory.
+COMMON_FLAGS = ("--dtype", "float32", "--enable-cache-report", "--random-seed", "0", "--max-running-requests", "32")
+
+
+@contextmanager
+def running(*servers: LocalServer) -> Iterator[None]:
+    """Start servers side by side: most of a start is one thread importing modules."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as pool:
+        for server in pool.map(LocalServer.__enter__, servers):
+            stack.push(server)
+        yield

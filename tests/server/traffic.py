@@ -1,0 +1,105 @@
+"""Traffic whose answers are compared between servers: each function returns what the server said, in order."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import requests
+from local_server import LocalServer
+from recall_tasks import RecallItem, make_items
+
+Said = list[tuple]
+
+
+def shared_prefix(server: LocalServer) -> Said:
+    """Three questions about one document longer than a prefill chunk, twice: misses, prefix hits, full hits."""
+    item = make_items("multi_turn", seed=1, count=1, target_tokens=800, questions=3)[0]
+    prompts = [f"{item.document}\nQuestion: {turn.question}\nAnswer:" for turn in item.turns]
+    return [_said(server.generate(prompt, max_new_tokens=24)) for prompt in prompts * 2]
+
+
+def chat(server: LocalServer) -> Said:
+    """A conversation of four turns that goes on from the server's own answers."""
+    item = make_items("multi_turn", seed=2, count=1, target_tokens=600, questions=4)[0]
+    said = []
+    messages: list[dict[str, str]] = []
+    for turn in range(4):
+        messages.append(item.messages(turn)[-1])
+        content, cached = complete_chat(server, messages)
+        messages.append({"role": "assistant", "content": content})
+        said.append((content, cached))
+    return said
+
+
+def two_users(server: LocalServer) -> Said:
+    """Two users, two turns each, one long system prompt in common."""
+    common = make_items("multi_needle", seed=3, count=1, target_tokens=400)[0].document
+    system = {"role": "system", "content": common}
+    said = []
+    for seed in (4, 5):
+        item = make_items("multi_turn", seed=seed, count=1, target_tokens=100, questions=2)[0]
+        messages = [system]
+        for turn in range(2):
+            messages.append(item.messages(turn)[-1])
+            content, cached = complete_chat(server, messages)
+            messages.append({"role": "assistant", "content": content})
+            said.append((content, cached))
+    return said
+
+
+def concurrent(server: LocalServer) -> Said:
+    """Twenty requests at once, of unequal lengths, some with a common prefix; more than a small pool holds."""
+    prompts = [prompt for length in (60, 100, 160, 240) for prompt in _prompts(seed=length, count=5, tokens=length)]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = pool.map(lambda prompt: server.generate(prompt, **_to_the_end(32)), prompts)
+        return [tuple(answer["output_ids"]) for answer in answers]
+
+
+def more_than_the_pool(server: LocalServer) -> Said:
+    """Documents that together exceed the pool, then the first one again: it has been evicted."""
+    prompts = _prompts(seed=6, count=6, tokens=600)
+    return [_said(server.generate(prompt, max_new_tokens=8)) for prompt in [*prompts, prompts[0]]]
+
+
+def aborts(server: LocalServer) -> Said:
+    """Clients that hang up, a request that is aborted, and then an ordinary question."""
+    prompts = _prompts(seed=7, count=4, tokens=300)
+    for prompt in prompts[:2]:
+        body = {"text": prompt, "stream": True, "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+        with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=60) as response:
+            next(response.iter_lines())
+    finished = []
+    worker = threading.Thread(
+        target=lambda: finished.append(server.generate(prompts[2], rid="to-abort", **_to_the_end(1500)))
+    )
+    worker.start()
+    while not finished:
+        requests.post(f"{server.url}/abort_request", json={"rid": "to-abort"}, timeout=30)
+        worker.join(timeout=0.2)
+    assert finished[0]["meta_info"]["finish_reason"]["type"] == "abort"
+    return [tuple(server.generate(prompts[3], max_new_tokens=24)["output_ids"])]
+
+
+def complete_chat(server: LocalServer, messages: list[dict[str, str]], max_tokens: int = 24) -> tuple[str, int]:
+    """Answer and cached prompt tokens of one greedy chat completion."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    response = client.chat.completions.create(model="m", messages=messages, temperature=0, max_tokens=max_tokens)
+    details = response.usage.prompt_tokens_details
+    return response.choices[0].message.content, details.cached_tokens if details else 0
+
+
+def _said(answer: dict) -> tuple:
+    return tuple(answer["output_ids"]), answer["meta_info"]["cached_tokens"]
+
+
+def _prompts(seed: int, count: int, tokens: int) -> list[str]:
+    items: list[RecallItem] = make_items("single_needle", seed=seed, count=count, target_tokens=tokens)
+    random.Random(seed).shuffle(items)
+    return [item.plain_prompt() for item in items]
+
+
+def _to_the_end(max_new_tokens: int) -> dict:
+    return {"sampling_params": {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}}

@@ -1,0 +1,83 @@
+"""Model folders that hold a config.json and nothing else: enough for SGLang to resolve its arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+_SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 128},
+    "llama-head-dim-72": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 72},
+    "llama-head-dim-512": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 512},
+    "deepseek-mla": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "kv_lora_rank": 64,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "first_k_dense_replace": 1,
+    },
+    "gpt-oss-swa": {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "head_dim": 64,
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "mistral-window": {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "head_dim": 64,
+        "sliding_window": 512,
+    },
+    "whisper": {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "model_type": "whisper",
+        "d_model": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    },
+    "qwen3-next-linear": {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "model_type": "qwen3_next",
+        "head_dim": 64,
+        "full_attention_interval": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "llama-embedding": {"architectures": ["LlamaEmbeddingModel"], "model_type": "llama", "head_dim": 128},
+}
+
+
+def write_model(folder: Path, name: str) -> Path:
+    """Write the config of ``CONFIGS[name]`` into ``folder / name`` and return that folder."""
+    model = folder / name
+    model.mkdir()
+    (model / "config.json").write_bytes(orjson.dumps({**_SMALL, **CONFIGS[name]}))
+    return model

@@ -1,0 +1,59 @@
+"""The plugin is found, applied once, and a process in which it was not applied does not serve."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sglang_spark import plugin
+from sglang_spark.attention.backend import SparkAttnBackend, check_layers
+
+
+def test_entry_point_names_register():
+    found = entry_points(group="sglang.srt.plugins", name="spark")
+    assert [entry.load() for entry in found] == [plugin.register]
+
+
+def test_every_hook_is_applied():
+    plugin.check_installed()
+
+
+@pytest.mark.parametrize("hook", plugin.HOOKS, ids=lambda hook: hook.target.rpartition(".")[2])
+def test_a_hook_that_was_not_applied_is_named(hook, monkeypatch):
+    import pkgutil
+
+    owner, attribute = hook.target.rsplit(".", 1)
+    owner = pkgutil.resolve_name(owner)
+    monkeypatch.setattr(owner, attribute, lambda *args: None)
+    with pytest.raises(RuntimeError, match=hook.target):
+        plugin.check_installed()
+
+
+def test_every_hook_gives_a_reason():
+    assert all(hook.reason for hook in plugin.HOOKS)
+
+
+def test_backend_refuses_a_dense_pool():
+    runner = SimpleNamespace(token_to_kv_pool=object())
+    with pytest.raises(RuntimeError, match="needs a SparkTokenToKVPool.*--kv-compress spark"):
+        SparkAttnBackend(runner)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"sliding_window_size": 128}, "a sliding window"),
+        ({"is_cross_attention": True}, "cross-attention"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layers_that_do_not_attend_to_the_whole_context_are_refused(options, problem):
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    model = torch.nn.Module()
+    model.attn = RadixAttention(4, 64, 0.125, 2, layer_id=0, **options)
+    with pytest.raises(ValueError, match=f"attn has {problem}"):
+        check_layers(model)

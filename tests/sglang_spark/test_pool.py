@@ -1,0 +1,155 @@
+"""Rows in SGLang's pool: sizes, capacity, and that slots are moved and copied whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from model_configs import write_model
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
+from sglang.srt.runtime_context import get_context, publish
+from sglang.srt.server_args import prepare_server_args
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from sglang_spark.layout import PoolLayout
+from sglang_spark.pool import SparkTokenToKVPool
+from spark_kernels.record import KeyFormat, ValueFormat
+
+NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 128
+DENSE_BYTES = NUM_LAYERS * NUM_KV_HEADS * 2 * HEAD_DIM * 2
+
+
+@pytest.fixture(scope="module")
+def configurator(tmp_path_factory):
+    """What SGLang sizes a pool from, for the small Llama in bfloat16, with arguments published."""
+    folder = write_model(tmp_path_factory.mktemp("model"), "llama")
+    arguments = prepare_server_args(["--model-path", str(folder)])
+    arguments.resolve_once()
+    publish(arguments, role="scheduler")
+    return SimpleNamespace(
+        model_config=ModelConfig(str(folder)),
+        layer_info=SimpleNamespace(start_layer=0, end_layer=NUM_LAYERS, num_effective_layers=NUM_LAYERS),
+        kv_cache_dtype=torch.bfloat16,
+        kv_cache_dtype_str="auto",
+        model_dtype=torch.bfloat16,
+        use_mla_backend=False,
+        is_draft_worker=False,
+        spec_algorithm=SpeculativeAlgorithm.NONE,
+        server_args=arguments,
+        pp_size=1,
+    )
+
+
+def _tokens_in(budget: int, configurator, *, kv_cache_dtype: str = "auto", **settings) -> int:
+    get_context().override("test", **{"kv_compress": "none", "spark_dense_layers": "", **settings})
+    value_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else torch.bfloat16
+    configurator = SimpleNamespace(
+        **{**vars(configurator), "kv_cache_dtype": value_dtype, "kv_cache_dtype_str": kv_cache_dtype}
+    )
+    return DefaultPoolConfigurator(configurator).calculate_pool_sizes(budget, 1).max_total_num_tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "bytes_per_token"),
+    [
+        ({}, 4 * 2 * (88 + 256)),
+        ({"kv_cache_dtype": "fp8_e4m3"}, 4 * 2 * (88 + 128)),
+        ({"spark_key_ratio": 0.0}, 4 * 2 * (256 + 256)),
+        ({"spark_restore_bits": 1, "spark_key_ratio": 0.83}, 4 * 2 * (64 + 256)),
+        ({"spark_dense_layers": "0,3"}, 2 * 2 * (88 + 256) + 2 * 2 * (256 + 256)),
+    ],
+    ids=["default", "fp8-values", "ratio-0", "1-bit", "two-dense-layers"],
+)
+def test_capacity_grows_by_the_ratio_of_bytes_per_token(settings, bytes_per_token, configurator):
+    budget = 64 << 20
+    settings = {"spark_key_ratio": 0.8, "spark_restore_bits": 2, **settings}
+    assert _tokens_in(budget, configurator) == budget // DENSE_BYTES
+    assert _tokens_in(budget, configurator, kv_compress="spark", **settings) == budget // bytes_per_token
+
+
+def test_layout_follows_the_published_settings(configurator):
+    get_context().override("test", kv_compress="spark", spark_key_ratio=0.8, spark_dense_layers="1")
+    layout = PoolLayout.of(configurator)
+    assert [key_format.row_bytes for key_format in layout.key_formats] == [88, 256, 88, 88]
+    assert layout.dense_bytes_per_token == DENSE_BYTES
+    line = layout.summary(1000)
+    assert f"{layout.bytes_per_token} bytes per token against {DENSE_BYTES} dense" in line
+    assert "26 of 128 key channels kept in 3 of 4 layers" in line
+    assert f"1000 tokens against {1000 * layout.bytes_per_token // DENSE_BYTES} dense" in line
+
+
+@pytest.fixture
+def pool(request):
+    """A pool of 64 slots whose second layer keeps whole keys, filled with random bytes."""
+    compressed = KeyFormat.from_ratio(HEAD_DIM, 0.8, 2)
+    raw = KeyFormat.from_ratio(HEAD_DIM, 0.0)
+    layout = PoolLayout(
+        (compressed, raw, compressed), ValueFormat(HEAD_DIM, torch.bfloat16), NUM_KV_HEADS, torch.bfloat16
+    )
+    pool = SparkTokenToKVPool(
+        64,
+        layout=layout,
+        page_size=getattr(request, "param", 1),
+        dtype=torch.uint8,
+        head_num=NUM_KV_HEADS,
+        head_dim=HEAD_DIM,
+        v_head_dim=HEAD_DIM,
+        layer_num=3,
+        device="cpu",
+        enable_memory_saver=False,
+        start_layer=5,
+        end_layer=8,
+    )
+    for buffer in pool.k_buffer + pool.v_buffer:
+        buffer.random_(0, 256)
+    return pool
+
+
+def _everything(pool: SparkTokenToKVPool) -> list[torch.Tensor]:
+    return [buffer.clone() for buffer in pool.k_buffer + pool.v_buffer]
+
+
+def test_rows_of_a_layer_by_its_global_id(pool):
+    assert [pool.layer_rows(layer).key_format.row_bytes for layer in (5, 6, 7)] == [88, 256, 88]
+    assert pool.layer_rows(6).keys.data_ptr() == pool.k_buffer[1].data_ptr()
+
+
+def test_reported_size_is_slots_times_bytes_per_token(pool):
+    assert sum(pool.get_kv_size_bytes()) == (64 + 1) * pool.layout.bytes_per_token
+
+
+@pytest.mark.parametrize("pool", [1, 16], indirect=True, ids=lambda page_size: f"page_size={page_size}")
+def test_transfer_descriptors_cover_the_buffers_page_by_page(pool):
+    pointers, lengths, item_lengths = pool.get_contiguous_buf_infos()
+    buffers = pool.k_buffer + pool.v_buffer
+    assert pointers == [buffer.data_ptr() for buffer in buffers]
+    assert lengths == [buffer.nbytes for buffer in buffers]
+    assert item_lengths == [buffer[0].nbytes * pool.page_size for buffer in buffers]
+
+
+def test_slots_come_back_from_a_cpu_copy_as_they_were(pool):
+    slots = torch.tensor([7, 1, 64, 30])
+    before = _everything(pool)
+    copy = pool.get_cpu_copy(slots)
+    for buffer in pool.k_buffer + pool.v_buffer:
+        buffer[slots] = 0
+    pool.load_cpu_copy(copy, slots)
+    assert all(torch.equal(was, buffer) for was, buffer in zip(before, _everything(pool), strict=True))
+
+
+def test_moved_slots_keep_their_rows(pool):
+    pool.use_native_move_kv_cache = True
+    source, target = torch.tensor([3, 9]), torch.tensor([50, 4])
+    before = _everything(pool)
+    pool.move_kv_cache(target, source)
+    for was, buffer in zip(before, pool.k_buffer + pool.v_buffer, strict=True):
+        assert torch.equal(buffer[target], was[source])
+        others = torch.ones(len(buffer), dtype=torch.bool).index_fill(0, target, False)
+        assert torch.equal(buffer[others], was[others])
+
+
+def test_dense_writes_are_refused(pool):
+    with pytest.raises(NotImplementedError, match="--kv-compress spark"):
+        pool.set_kv_buffer(None, torch.tensor([1]), torch.zeros(1, 2, 128), torch.zeros(1, 2, 128))

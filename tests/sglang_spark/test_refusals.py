@@ -1,0 +1,45 @@
+"""Whatever SparK cannot honour stops the launch, with the setting at fault, the reason and what would work."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_spark.compatibility import REFUSALS
+
+SPARK = ("--kv-compress", "spark")
+
+# For each row of the table, a model and flags that run into it.
+LAUNCHES = {
+    "model with multi-head latent attention": ("deepseek-mla", ()),
+    "model with sliding-window or chunked local attention": ("mistral-window", ()),
+    "model with linear-attention or state-space layers": ("qwen3-next-linear", ()),
+    "encoder-decoder model": ("whisper", ()),
+    "embedding or reward model": ("llama-embedding", ()),
+    "--attention-backend": ("llama", ("--attention-backend", "torch_native")),
+    "--prefill-attention-backend": ("llama", ("--prefill-attention-backend", "triton")),
+    "--decode-attention-backend": ("llama", ("--decode-attention-backend", "triton")),
+    "--kv-cache-dtype": ("llama", ("--kv-cache-dtype", "fp8_e5m2")),
+    "--speculative-algorithm": ("llama", ("--speculative-algorithm", "NGRAM")),
+    "--dcp-size": ("llama", ("--dcp-size", "2", "--tp-size", "2")),
+    "--enable-hierarchical-cache": ("llama", ("--enable-hierarchical-cache",)),
+    "--disaggregation-mode": ("llama", ("--disaggregation-mode", "decode")),
+    "--enable-page-major-kv-layout": ("llama", ("--enable-page-major-kv-layout",)),
+    "--enable-unified-memory": ("llama", ("--enable-unified-memory",)),
+    "--enable-hisparse": ("llama", ("--enable-hisparse",)),
+    "--enable-pdmux": ("llama", ("--enable-pdmux",)),
+    "--enable-two-batch-overlap": ("llama", ("--enable-two-batch-overlap",)),
+    "--prefill-only-disable-kv-cache": ("llama", ("--prefill-only-disable-kv-cache", "--is-embedding")),
+    "--attn-cp-size": ("llama", ("--attn-cp-size", "2", "--tp-size", "2")),
+    "--dllm-algorithm": ("llama", ("--dllm-algorithm", "LowConfidence")),
+    "--device": ("llama", ("--device", "cuda")),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.setting)
+def test_launch_is_refused_with_setting_reason_and_remedy(refusal, resolve):
+    model, flags = LAUNCHES[refusal.setting]
+    with pytest.raises(ValueError) as error:
+        resolve(*SPARK, *flags, model=model)
+    assert refusal.setting in str(error.value)
+    assert refusal.why in str(error.value)
+    assert refusal.instead in str(error.value)
