@@ -43,7 +43,7 @@ class LocalServer:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._env = {**os.environ, **(env or {})}
-        self._log = tempfile.NamedTemporaryFile("w+", prefix="sglang-", suffix=".log", delete=False)  # noqa: SIM115
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="sglang-", suffix=".log", delete=False)
         self._process: subprocess.Popen | None = None
 
     @property

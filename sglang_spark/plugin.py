@@ -110,7 +110,11 @@ HOOKS: tuple[Hook, ...] = (
     ),
 )
 
-RESOLUTION_HOOKS = {"handle_attention_backend_compatibility": resolution.choose_backend}
+# Steps of SGLang's argument resolution that SparK wraps (registered by name, checked by SGLang on registration).
+RESOLUTION_HOOKS = {
+    "handle_missing_default_values": resolution.check_request,
+    "handle_attention_backend_compatibility": resolution.choose_backend,
+}
 
 
 def register() -> None:

@@ -13,32 +13,51 @@ from sglang_spark.server_args import KV_COMPRESS_CHOICES
 _SOURCE = "sglang_spark"
 
 
-def choose_backend(server_args: Any, previous: Any) -> None:
-    """Wraps SGLang's step ``handle_attention_backend_compatibility``.
+def check_request(server_args: Any, previous: Any) -> None:
+    """Wraps SGLang's step ``handle_missing_default_values``, the first after which device and model are known.
+
+    Refusing here comes before SGLang adjusts anything to the model, so the user reads SparK's reason.
 
     Raises
     ------
     ValueError
         SparK was asked for and cannot be honoured, or was not asked for and has settings.
     """
+    previous(server_args)
     requested = server_args._raw_input
     if requested["kv_compress"] not in KV_COMPRESS_CHOICES:
         raise ValueError(f"--kv-compress={requested['kv_compress']}: use one of {', '.join(KV_COMPRESS_CHOICES)}")
     if requested["kv_compress"] == "none":
         _check_nothing_spark_was_asked(requested)
-        previous(server_args)
-        return
-    model_config = model_config_of(server_args)
-    compatibility.check(compatibility.Launch(requested, resolving_view(server_args), model_config))
-    SparkConfig.from_args(server_args, head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers)
-    declare_resolution(
-        server_args,
-        _SOURCE,
-        attention_backend=compatibility.BACKEND,
-        prefill_attention_backend=None,
-        decode_attention_backend=None,
-    )
+    else:
+        _check_possible(server_args)
+
+
+def choose_backend(server_args: Any, previous: Any) -> None:
+    """Wraps SGLang's step ``handle_attention_backend_compatibility``: with SparK, its backend is the only one.
+
+    Raises
+    ------
+    ValueError
+        What SGLang resolved since `check_request` makes SparK impossible.
+    """
+    if server_args.kv_compress == "spark":
+        _check_possible(server_args)
+        declare_resolution(
+            server_args,
+            _SOURCE,
+            attention_backend=compatibility.BACKEND,
+            prefill_attention_backend=None,
+            decode_attention_backend=None,
+        )
     previous(server_args)
+
+
+def _check_possible(server_args: Any) -> None:
+    model_config = model_config_of(server_args)
+    launch = compatibility.Launch(server_args._raw_input, resolving_view(server_args), model_config)
+    compatibility.check(launch)
+    SparkConfig.from_args(server_args, head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers)
 
 
 def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:

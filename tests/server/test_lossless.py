@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import traffic
-from conftest import COMMON_FLAGS, running
+from servers import COMMON_FLAGS, running
+
 from local_server import LocalServer
 
 # Small enough for twenty requests to overflow it and for documents to evict each other.

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import requests
+
 from local_server import LocalServer
 from recall_tasks import RecallItem, make_items
 

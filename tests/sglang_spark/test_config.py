@@ -11,9 +11,7 @@ from sglang_spark.config import SparkConfig, parse_layers
 
 
 def _args(key_ratio=0.8, restore_bits=2, dense_layers=""):
-    return SimpleNamespace(
-        spark_key_ratio=key_ratio, spark_restore_bits=restore_bits, spark_dense_layers=dense_layers
-    )
+    return SimpleNamespace(spark_key_ratio=key_ratio, spark_restore_bits=restore_bits, spark_dense_layers=dense_layers)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The flags reach SGLang from the command line, from YAML and from Engine keywords, and without them nothing changes."""
+"""The flags reach SGLang from the command line, from YAML and from Engine keywords, and are off by default."""
 
 from __future__ import annotations
 

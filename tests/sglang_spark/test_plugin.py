@@ -38,7 +38,7 @@ def test_every_hook_gives_a_reason():
 
 def test_backend_refuses_a_dense_pool():
     runner = SimpleNamespace(token_to_kv_pool=object())
-    with pytest.raises(RuntimeError, match="needs a SparkTokenToKVPool.*--kv-compress spark"):
+    with pytest.raises(RuntimeError, match=r"needs a SparkTokenToKVPool.*--kv-compress spark"):
         SparkAttnBackend(runner)
 
 

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""A chat over a long document and a forked frontend program, from a compressed KV cache and from a dense one.
+
+Starts two servers on the bundled model that differ by ``--kv-compress spark``, asks both the same questions and
+shows the answers side by side with what each took from its cache. Exits with status 1 if an answer that the dense
+cache gets right is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import openai
+import sglang as sgl
+from rich.console import Console
+from rich.table import Table
+
+from local_server import RECALL_MODEL, LocalServer, ServerFailed
+from recall_tasks import RecallItem, Turn, make_items
+
+CAPACITY_LINE = (
+    r"SparK KV cache: (\d+) bytes per token against (\d+) dense \([\d.]+\), (.*?), (\d+) tokens against (\d+)"
+)
+FLAGS = ("--max-total-tokens", "16384", "--enable-cache-report", "--random-seed", "0")
+MAX_ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said to one question, and how many prompt tokens it found in its cache."""
+
+    text: str
+    cached_tokens: int
+    prompt_tokens: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=900, help="length of the documents in tokens")
+    parser.add_argument("--seed", type=int, default=11, help="which documents and questions")
+    parser.add_argument("--key-ratio", default="0.8", help="--spark-key-ratio of the compressed server")
+    arguments = parser.parse_args()
+
+    console = Console()
+    spark_flags = ("--kv-compress", "spark", "--spark-key-ratio", arguments.key_ratio)
+    dense, spark = LocalServer(*FLAGS), LocalServer(*FLAGS, *spark_flags)
+    console.print(f"[bold]Starting two servers[/] on {RECALL_MODEL.name}: one dense, one with {' '.join(spark_flags)}")
+    try:
+        with ExitStack() as stack, ThreadPoolExecutor() as pool:
+            with console.status("a server takes half a minute to start"):
+                for server in pool.map(LocalServer.__enter__, (dense, spark)):
+                    stack.push(server)
+            return show(console, dense, spark, arguments.tokens, arguments.seed)
+    except ServerFailed as error:
+        console.print(error, style="red", markup=False)
+        return 2
+
+
+def show(console: Console, dense: LocalServer, spark: LocalServer, tokens: int, seed: int) -> int:
+    """Ask both servers, print the tables and return the exit status."""
+    chat_item = make_items("multi_turn", seed, 1, tokens, questions=5)[0]
+    program_item = make_items("multi_needle", seed, 1, tokens, questions=4)[0]
+    lost = 0
+    with console.status("chatting over a long document"):
+        answers = [chat(server, chat_item) for server in (dense, spark)]
+    title = "Multi-turn chat through the OpenAI client: a document and the first question, then four more questions"
+    lost += print_answers(console, title, chat_item.turns, *answers)
+    with console.status("running a frontend program"):
+        answers = [ask_in_forks(server, program_item) for server in (dense, spark)]
+    title = "SGLang frontend program: four questions forked from one document"
+    lost += print_answers(console, title, program_item.turns, *answers)
+    print_capacity(console, spark)
+    if lost:
+        console.print(f"[bold red]{lost} answer(s) that the dense cache gets right were lost[/]")
+        return 1
+    console.print("[bold green]No answer that the dense cache gets right was lost[/]")
+    return 0
+
+
+def chat(server: LocalServer, item: RecallItem) -> list[Answer]:
+    """A conversation over the OpenAI endpoint that goes on from the server's own answers."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    messages: list[dict[str, str]] = item.messages(0)[:-1]
+    answers = []
+    for turn in range(len(item.turns)):
+        messages.append(item.messages(turn)[-1])
+        response = client.chat.completions.create(
+            model="recall", messages=messages, temperature=0, max_tokens=MAX_ANSWER_TOKENS
+        )
+        text = response.choices[0].message.content
+        messages.append({"role": "assistant", "content": text})
+        usage = response.usage
+        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
+        answers.append(Answer(text, cached, usage.prompt_tokens))
+    return answers
+
+
+@sgl.function
+def forked_questions(s, item: RecallItem):
+    """One branch per question; the branches share the document's slots through the radix tree."""
+    s += item.document
+    s += "\n"
+    # fork() prefills the common text once for all branches, but only what has been rendered by then.
+    s.sync()
+    branches = s.fork(len(item.turns))
+    for branch, turn in zip(branches, item.turns, strict=True):
+        branch += f"Question: {turn.question}\nAnswer:"
+        branch += sgl.gen("answer", max_tokens=MAX_ANSWER_TOKENS, temperature=0, stop="\n")
+    s["answers"] = [(branch["answer"], branch.get_meta_info("answer")) for branch in branches]
+    branches.join()
+
+
+def ask_in_forks(server: LocalServer, item: RecallItem) -> list[Answer]:
+    """Run `forked_questions` on a server."""
+    state = forked_questions.run(item=item, backend=sgl.RuntimeEndpoint(server.url))
+    return [Answer(text, meta["cached_tokens"], meta["prompt_tokens"]) for text, meta in state["answers"]]
+
+
+def print_answers(
+    console: Console, title: str, turns: tuple[Turn, ...], dense: list[Answer], spark: list[Answer]
+) -> int:
+    """Print one table; returns how many answers were right from the dense cache and wrong from the compressed one."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("question")
+    table.add_column("dense")
+    table.add_column("spark")
+    table.add_column("prompt", justify="right")
+    table.add_column("cached, dense", justify="right")
+    table.add_column("cached, spark", justify="right")
+    lost = 0
+    for turn, from_dense, from_spark in zip(turns, dense, spark, strict=True):
+        dense_right, spark_right = turn.is_correct(from_dense.text), turn.is_correct(from_spark.text)
+        lost += dense_right and not spark_right
+        table.add_row(
+            turn.question,
+            marked(from_dense.text, dense_right),
+            marked(from_spark.text, spark_right),
+            str(from_spark.prompt_tokens),
+            str(from_dense.cached_tokens),
+            str(from_spark.cached_tokens),
+        )
+    console.print(table)
+    return lost
+
+
+def marked(text: str, right: bool) -> str:
+    return f"[green]✓[/] {text.strip()}" if right else f"[red]✗[/] {text.strip()}"
+
+
+def print_capacity(console: Console, spark: LocalServer) -> None:
+    """What the compressed server reported at start-up, and the settings it serves with."""
+    bytes_per_token, dense_bytes, kept, tokens, dense_tokens = spark.log_line(CAPACITY_LINE).groups()
+    info = spark.info()
+    table = Table(title="KV cache", title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("spark", justify="right")
+    table.add_row("bytes per token", dense_bytes, bytes_per_token)
+    table.add_row("tokens in the same memory", dense_tokens, tokens)
+    table.add_row("", "1.00x", f"{int(dense_bytes) / int(bytes_per_token):.2f}x")
+    console.print(table)
+    console.print(
+        f"{kept}; ratio {info['spark_key_ratio']}, {info['spark_restore_bits']} restore bits, "
+        f"values in {info['kv_cache_dtype'] if info['kv_cache_dtype'] != 'auto' else 'the model dtype'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

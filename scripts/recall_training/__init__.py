@@ -1,0 +1,1 @@
+"""What `scripts/train_recall_model.py` is made of."""
