@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -82,14 +83,15 @@ class LocalServer:
         """End the server and every process it started."""
         if self._process is None:
             return
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, sign)
-                self._process.wait(timeout=STOP_TIMEOUT_S if sign == signal.SIGTERM else None)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
+        # Only the launcher: it stops the others, and takes one that dies before it for a crash.
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         self._process = None
 
     def log(self) -> str:

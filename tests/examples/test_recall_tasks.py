@@ -156,7 +156,7 @@ def test_the_bundled_model_stays_small():
 
 def test_initial_weights_continue_a_repeated_sequence(tokenizer):
     """Recall is there before the first step; training only has to keep and refine it."""
-    model = structured_model(recall_config(tokenizer, vocab_size=1856, max_length=2048), seed=0)
+    model = structured_model(recall_config(tokenizer, vocab_size=1856, max_length=4096), seed=0)
     half = torch.randperm(1800, generator=torch.Generator().manual_seed(0))[:200]
     with torch.no_grad():
         predicted = model(half.repeat(2)[None]).logits[0].argmax(-1)

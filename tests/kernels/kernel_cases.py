@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+
 from spark_kernels import LayerRows, RawKeyFormat, ValueFormat, reference
 from spark_kernels.record import KeyFormat
 
@@ -72,8 +73,8 @@ class Layer:
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, ratio: float) -> None:
     """The root mean square of the difference is at most ``ratio`` of that of ``expected``."""
     assert actual.shape == expected.shape
-    difference = (actual.double() - expected.double()).square().mean().sqrt()
-    size = expected.double().square().mean().sqrt()
+    difference = (actual.double() - expected.double()).norm()
+    size = expected.double().norm()
     assert difference <= ratio * size, f"RMS ratio {difference / size:.2e} above {ratio:.0e}"
 
 

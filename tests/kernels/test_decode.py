@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from kernel_cases import KEYS, RAGGED_LENGTHS, VALUES, Layer, assert_close, assert_lse_close
+
 from spark_kernels import SparkBatchDecodeWrapper, reference
 
 
@@ -78,9 +79,7 @@ def test_raw_float32_is_as_exact_as_dense_attention():
     out, lse = _decode(layer, q)
     k, v = (x.double().repeat_interleave(4, 1) for x in (layer.k, layer.v))
     logits = torch.einsum("bhd,mhd->bhm", q.double(), k) * layer.sm_scale
-    torch.testing.assert_close(
-        out.double(), torch.einsum("bhm,mhd->bhd", logits.softmax(-1), v), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(out.double(), torch.einsum("bhm,mhd->bhd", logits.softmax(-1), v), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(lse.double(), logits.logsumexp(-1), rtol=0, atol=2e-6)
 
 
@@ -116,7 +115,7 @@ def test_out_has_the_dtype_of_q(dtype):
     q = _queries(layer).to(dtype)
     out, _ = _decode(layer, q)
     expected, _ = reference.decode_attention(q, layer.rows, layer.indptr, layer.slots, sm_scale=layer.sm_scale)
-    assert out.dtype == dtype and torch.equal(out, out.contiguous())
+    assert out.dtype == dtype
     assert_close(out, expected, 1e-2 if dtype == torch.bfloat16 else 1e-3)
 
 

@@ -6,6 +6,7 @@ from itertools import accumulate
 import pytest
 import torch
 from kernel_cases import KEYS, VALUES, Layer, assert_close, assert_lse_close
+
 from spark_kernels import SparkBatchPrefillWrapper, merge_state, reference
 
 PREFIXES = (0, 1, 300, 0, 65, 64, 128, 10)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spark_kernels import (
     CompressedKeyFormat,
     KeyFormat,
@@ -74,9 +75,7 @@ def test_rows_are_smaller_than_16_bit_keys(case):
 def test_a_larger_ratio_never_takes_more(head_dim, bits, data):
     ratios = st.floats(*legal_key_ratios(head_dim, bits))
     low, high = sorted((data.draw(ratios), data.draw(ratios)))
-    assert (
-        KeyFormat.from_ratio(head_dim, high, bits).row_bytes <= KeyFormat.from_ratio(head_dim, low, bits).row_bytes
-    )
+    assert KeyFormat.from_ratio(head_dim, high, bits).row_bytes <= KeyFormat.from_ratio(head_dim, low, bits).row_bytes
 
 
 @given(compressed())

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import KEYS, Layer, assert_close, assert_lse_close, key_format
+
 from spark_kernels import LayerRows, RawKeyFormat, ValueFormat, reference
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -84,9 +85,7 @@ def test_outliers_are_kept_to_half_a_step():
     assert_close(restored[:, :5], k[:, :5], 0.01)
 
 
-@given(
-    st.lists(st.floats(-FLOAT32_MAX, FLOAT32_MAX, width=32), min_size=16, max_size=16), st.sampled_from(COMPRESSED)
-)
+@given(st.lists(st.floats(-FLOAT32_MAX, FLOAT32_MAX, width=32), min_size=16, max_size=16), st.sampled_from(COMPRESSED))
 @settings(max_examples=200, deadline=None)
 def test_finite_keys_restore_to_finite_keys(numbers, keys):
     made = key_format(keys, 16)

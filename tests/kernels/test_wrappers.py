@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_cases import Layer
+
 from spark_kernels import (
     SparkBatchDecodeWrapper,
     SparkBatchPrefillWrapper,

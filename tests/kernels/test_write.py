@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from kernel_cases import KEYS, VALUES, Layer
+
 from spark_kernels import LayerRows, reference, restore_keys, restore_values, write_rows
 
 

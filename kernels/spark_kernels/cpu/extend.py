@@ -118,6 +118,8 @@ def _merge_into(out, lse, other, other_lse):
         head = work % lse.shape[1]
         a, b = lse[token, head], other_lse[token, head]
         if b == -np.inf:
+            if a == -np.inf:
+                out[token, head] = np.float32(0.0)
             continue
         if a == -np.inf:
             out[token, head] = other[token, head]

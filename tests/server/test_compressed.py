@@ -1,0 +1,101 @@
+"""With compression on: the questions are answered, slots are shared as in the dense server, sizes add up."""
+
+from __future__ import annotations
+
+import pytest
+import traffic
+from servers import COMMON_FLAGS, running
+
+from local_server import LocalServer
+from recall_tasks import KINDS, Turn, make_items
+
+NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 128
+POOL_TOKENS = 8192
+FLAGS = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS))
+CAPACITY_LINE = (
+    r"SparK KV cache: (\d+) bytes per token against (\d+) dense \(([\d.]+)\), (.*), (\d+) tokens against (\d+)"
+)
+
+
+@pytest.fixture(scope="module")
+def dense_and_spark():
+    """The dense server and one with the defaults of ``--kv-compress spark``."""
+    dense, spark = LocalServer(*FLAGS), LocalServer(*FLAGS, "--kv-compress", "spark")
+    with running(dense, spark):
+        yield dense, spark
+
+
+@pytest.fixture(scope="module")
+def small_values():
+    """fp8 values, one layer of whole keys, one restore bit."""
+    flags = ("--kv-compress", "spark", "--spark-dense-layers", "0", "--spark-restore-bits", "1")
+    server = LocalServer(*FLAGS, *flags, "--kv-cache-dtype", "fp8_e4m3")
+    with running(server):
+        yield server
+
+
+def _replies(server: LocalServer, kind: str, count: int) -> list[tuple[Turn, str]]:
+    """Each item's questions in a chat of its own, going on from the expected answers."""
+    replies = []
+    for item in make_items(kind, seed=21, count=count, target_tokens=900):
+        for turn, asked in enumerate(item.turns):
+            reply, _ = traffic.complete_chat(server, item.messages(turn), max_tokens=32)
+            replies.append((asked, reply))
+    return replies
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recall_questions_are_answered(kind, dense_and_spark):
+    dense, spark = (_replies(server, kind, count=3) for server in dense_and_spark)
+    right = [turn.is_correct(reply) for turn, reply in dense]
+    assert sum(right) >= 0.6 * len(right), f"the dense server itself is wrong too often: {dense}"
+    lost = [(turn, reply) for was_right, (turn, reply) in zip(right, spark, strict=True) if was_right]
+    assert all(turn.is_correct(reply) for turn, reply in lost), lost
+
+
+def test_recall_questions_are_answered_with_small_values(small_values):
+    replies = _replies(small_values, "multi_needle", count=4)
+    assert all(turn.is_correct(reply) for turn, reply in replies), replies
+
+
+@pytest.mark.parametrize(
+    "conversation", [traffic.shared_prefix, traffic.chat, traffic.two_users], ids=lambda function: function.__name__
+)
+def test_cached_tokens_equal_the_dense_server(conversation, dense_and_spark):
+    dense, spark = dense_and_spark
+    for server in dense_and_spark:
+        server.flush_cache()
+    assert [cached for _, cached in conversation(dense)] == [cached for _, cached in conversation(spark)]
+
+
+def test_two_users_share_the_slots_of_their_system_prompt(dense_and_spark):
+    _, spark = dense_and_spark
+    spark.flush_cache()
+    (_, first), _, (_, second), _ = traffic.two_users(spark)
+    assert first < 10
+    assert second > 350
+
+
+def test_server_info_shows_the_settings(dense_and_spark, small_values):
+    dense, spark = (server.info() for server in dense_and_spark)
+    fields = ("kv_compress", "spark_key_ratio", "spark_restore_bits", "spark_dense_layers", "attention_backend")
+    assert [spark[field] for field in fields] == ["spark", 0.8, 2, "", "spark"]
+    assert [small_values.info()[field] for field in fields] == ["spark", 0.8, 1, "0", "spark"]
+    assert [dense[field] for field in fields[:4]] == ["none", 0.8, 2, ""]
+
+
+def test_capacity_line_agrees_with_arithmetic(dense_and_spark, small_values):
+    per_head = NUM_LAYERS * NUM_KV_HEADS
+    dense_bytes = per_head * 2 * HEAD_DIM * 4
+    _, spark = dense_and_spark
+    # 88-byte rows (32 of plane, 4 of scales, 26 kept words), float32 values.
+    expected = per_head * (88 + 4 * HEAD_DIM)
+    assert _capacity(spark) == (expected, dense_bytes, POOL_TOKENS, POOL_TOKENS * expected // dense_bytes)
+    # One layer of float32 keys, three of 72-byte rows (16 of plane, 4 of scales, 26 kept words), fp8 values.
+    expected = NUM_KV_HEADS * (4 * HEAD_DIM + 3 * 72 + NUM_LAYERS * HEAD_DIM)
+    assert _capacity(small_values) == (expected, dense_bytes, POOL_TOKENS, POOL_TOKENS * expected // dense_bytes)
+
+
+def _capacity(server: LocalServer) -> tuple[int, ...]:
+    match = server.log_line(CAPACITY_LINE)
+    return tuple(int(match[group]) for group in (1, 2, 5, 6))
