@@ -1,8 +1,9 @@
 """Initial weights that already contain an induction circuit.
 
-A model this small does not discover recall from random weights within an hour on one core. What it lacks is not
-capacity but a gradient: a previous-token head is of no use before something matches on it, and matching is of no
-use before there is a previous-token head. Both are therefore written into the initial weights:
+From random weights a model this small learns the form of answers but does not recall: after 150 steps it predicts 0.59
+of the tokens of answers, against 0.97 from the weights made here. What it lacks is not capacity but a gradient: a
+previous-token head is of no use before something matches on it, and matching is of no use before there is a
+previous-token head. Both are therefore written into the initial weights:
 
 * Layer 0, query heads 0-3 attend to the tokens 1, 2, 3 and 4 places back and write a projection of each into a
   part of the residual stream of its own (`PREVIOUS`).
