@@ -90,7 +90,7 @@ def pack_keys(k: torch.Tensor, channels: torch.Tensor, key_format: CompressedKey
     plane_scale = _plane_scale(magnitude, dropped, key_format)
     plane_scale = torch.where(finite, plane_scale.clamp(max=FLOAT16_MAX), math.nan).half()
 
-    positive = ~(k < 0)
+    positive = k >= 0
     large = magnitude >= 0.5 * plane_scale.float()[..., None]
     bit_planes = [positive, positive == large][: key_format.restore_bits]
     residual = k - _plane(bit_planes, plane_scale.float()[..., None], k)

@@ -6,15 +6,21 @@ Functions and conventions follow FlashInfer's wrappers: ragged batches by indptr
 
 from __future__ import annotations
 
-import itertools
 from types import ModuleType
 
 import torch
 
+from spark_kernels.checks import (
+    FLOAT_DTYPES,
+    check_heads,
+    check_indices,
+    check_indptr,
+    check_planned,
+    check_rows,
+    check_slots,
+    check_tensor,
+)
 from spark_kernels.record import LayerRows
-
-_FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 def _implementation(device: torch.device) -> ModuleType:
@@ -55,9 +61,9 @@ class SparkBatchDecodeWrapper:
         num_qo_heads, num_kv_heads, head_dim
             Shape of queries and keys.
         """
-        _check_heads(num_qo_heads, num_kv_heads)
-        total = _check_indptr("kv_indptr", kv_indptr)
-        self._slots = _check_indices("kv_indices", kv_indices, total)
+        check_heads(num_qo_heads, num_kv_heads)
+        total = check_indptr("kv_indptr", kv_indptr)
+        self._slots = check_indices("kv_indices", kv_indices, total)
         self._q_shape = (kv_indptr.shape[0] - 1, num_qo_heads, head_dim)
         self._num_kv_heads = num_kv_heads
         self._plan = self._kernels.DecodePlan.build(kv_indptr, kv_indices[:total])
@@ -97,9 +103,9 @@ class SparkBatchDecodeWrapper:
         ``out``, or ``(out, lse)`` with lse float32 ``[batch, num_qo_heads]``. A request without tokens gets zeros and
         -inf.
         """
-        _check_planned(self._plan)
-        _check_tensor("q", q, self._q_shape, _FLOAT_DTYPES, self._device)
-        _check_rows(rows, self._num_kv_heads, self._q_shape[2], self._slots, "kv_indices", self._device)
+        check_planned(self._plan)
+        check_tensor("q", q, self._q_shape, FLOAT_DTYPES, self._device)
+        check_rows(rows, self._num_kv_heads, self._q_shape[2], self._slots, "kv_indices", self._device)
         result, lse = self._kernels.decode_attention(
             q, rows, self._plan, sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, v_scale=v_scale
         )
@@ -150,14 +156,14 @@ class SparkBatchPrefillWrapper:
         causal
             Whether a token sees only itself and earlier tokens of its chunk. It sees all of the prefix in any case.
         """
-        _check_heads(num_qo_heads, num_kv_heads)
-        tokens = _check_indptr("qo_indptr", qo_indptr)
-        total = _check_indptr("prefix_indptr", prefix_indptr)
+        check_heads(num_qo_heads, num_kv_heads)
+        tokens = check_indptr("qo_indptr", qo_indptr)
+        total = check_indptr("prefix_indptr", prefix_indptr)
         if prefix_indptr.shape != qo_indptr.shape:
             raise ValueError(
                 f"qo_indptr and prefix_indptr must have one length, got {len(qo_indptr)} and {len(prefix_indptr)}"
             )
-        self._slots = _check_indices("prefix_indices", prefix_indices, total)
+        self._slots = check_indices("prefix_indices", prefix_indices, total)
         self._q_shape = (tokens, num_qo_heads, head_dim)
         self._num_kv_heads = num_kv_heads
         self._plan = self._kernels.ExtendPlan.build(
@@ -197,13 +203,13 @@ class SparkBatchPrefillWrapper:
         -------
         ``out``, or ``(out, lse)`` with lse float32 ``[num_tokens, num_qo_heads]``.
         """
-        _check_planned(self._plan)
+        check_planned(self._plan)
         tokens, _, head_dim = self._q_shape
         v_head_dim = rows.value_format.head_dim
-        _check_tensor("q", q, self._q_shape, _FLOAT_DTYPES, self._device)
-        _check_tensor("k", k, (tokens, self._num_kv_heads, head_dim), (q.dtype,), self._device)
-        _check_tensor("v", v, (tokens, self._num_kv_heads, v_head_dim), (q.dtype,), self._device)
-        _check_rows(rows, self._num_kv_heads, head_dim, self._slots, "prefix_indices", self._device)
+        check_tensor("q", q, self._q_shape, FLOAT_DTYPES, self._device)
+        check_tensor("k", k, (tokens, self._num_kv_heads, head_dim), (q.dtype,), self._device)
+        check_tensor("v", v, (tokens, self._num_kv_heads, v_head_dim), (q.dtype,), self._device)
+        check_rows(rows, self._num_kv_heads, head_dim, self._slots, "prefix_indices", self._device)
         result, lse = self._kernels.extend_attention(
             q, k, v, rows, self._plan, sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, v_scale=v_scale
         )
@@ -243,27 +249,27 @@ def write_rows(
         ``v / v_scale`` is stored.
     """
     kernels = _implementation(rows.device)
-    _check_tensor("k", k, (k.shape[0], rows.num_kv_heads, rows.key_format.head_dim), _FLOAT_DTYPES, rows.device)
-    _check_tensor("v", v, (k.shape[0], rows.num_kv_heads, rows.value_format.head_dim), _FLOAT_DTYPES, rows.device)
-    _check_tensor("q", q, (k.shape[0], q.shape[1], rows.key_format.head_dim), _FLOAT_DTYPES, rows.device)
-    _check_heads(q.shape[1], rows.num_kv_heads)
-    _check_slots("slots", _check_indices("slots", slots, k.shape[0]), rows)
+    check_tensor("k", k, (k.shape[0], rows.num_kv_heads, rows.key_format.head_dim), FLOAT_DTYPES, rows.device)
+    check_tensor("v", v, (k.shape[0], rows.num_kv_heads, rows.value_format.head_dim), FLOAT_DTYPES, rows.device)
+    check_tensor("q", q, (k.shape[0], q.shape[1], rows.key_format.head_dim), FLOAT_DTYPES, rows.device)
+    check_heads(q.shape[1], rows.num_kv_heads)
+    check_slots("slots", check_indices("slots", slots, k.shape[0]), rows)
     if window < 1:
         raise ValueError(f"window={window} must be positive")
-    if qo_indptr is not None and _check_indptr("qo_indptr", qo_indptr) != k.shape[0]:
+    if qo_indptr is not None and check_indptr("qo_indptr", qo_indptr) != k.shape[0]:
         raise ValueError(f"qo_indptr must end at the number of tokens {k.shape[0]}, got {int(qo_indptr[-1])}")
     kernels.write_rows(q, k, v, slots[: k.shape[0]], rows, qo_indptr=qo_indptr, window=window, v_scale=v_scale)
 
 
 def restore_keys(rows: LayerRows, slots: torch.Tensor) -> torch.Tensor:
     """Keys at ``slots`` (int32 or int64 ``[n]``) as attention sees them, float32 ``[n, num_kv_heads, head_dim]``."""
-    _check_slots("slots", _check_indices("slots", slots, slots.shape[0]), rows)
+    check_slots("slots", check_indices("slots", slots, slots.shape[0]), rows)
     return _implementation(rows.device).restore_keys(rows, slots)
 
 
 def restore_values(rows: LayerRows, slots: torch.Tensor, v_scale: float = 1.0) -> torch.Tensor:
     """Values at ``slots`` (int32 or int64 ``[n]``), float32 ``[n, num_kv_heads, v_head_dim]``."""
-    _check_slots("slots", _check_indices("slots", slots, slots.shape[0]), rows)
+    check_slots("slots", check_indices("slots", slots, slots.shape[0]), rows)
     return _implementation(rows.device).restore_values(rows, slots, v_scale).float()
 
 
@@ -275,10 +281,10 @@ def merge_state(
     Outputs are float ``[n, num_qo_heads, v_head_dim]``, lse are float32 natural logarithms ``[n, num_qo_heads]``,
     -inf for an empty set. Returns new tensors, the output in the dtype of ``out_a``.
     """
-    _check_tensor("out_a", out_a, out_a.shape, _FLOAT_DTYPES, out_a.device)
-    _check_tensor("out_b", out_b, tuple(out_a.shape), _FLOAT_DTYPES, out_a.device)
-    _check_tensor("lse_a", lse_a, tuple(out_a.shape[:2]), (torch.float32,), out_a.device)
-    _check_tensor("lse_b", lse_b, tuple(out_a.shape[:2]), (torch.float32,), out_a.device)
+    check_tensor("out_a", out_a, out_a.shape, FLOAT_DTYPES, out_a.device)
+    check_tensor("out_b", out_b, tuple(out_a.shape), FLOAT_DTYPES, out_a.device)
+    check_tensor("lse_a", lse_a, tuple(out_a.shape[:2]), (torch.float32,), out_a.device)
+    check_tensor("lse_b", lse_b, tuple(out_a.shape[:2]), (torch.float32,), out_a.device)
     out, lse = _implementation(out_a.device).merge_state(out_a, lse_a, out_b, lse_b)
     return out.to(out_a.dtype), lse
 
@@ -289,67 +295,6 @@ def _deliver(
     if out is None:
         out = result.to(q.dtype)
     else:
-        _check_tensor("out", out, tuple(result.shape), (q.dtype,), result.device)
+        check_tensor("out", out, tuple(result.shape), (q.dtype,), result.device)
         out.copy_(result)
     return (out, lse) if return_lse else out
-
-
-def _check_planned(plan: object) -> None:
-    if plan is None:
-        raise RuntimeError("plan() must be called before run()")
-
-
-def _check_heads(num_qo_heads: int, num_kv_heads: int) -> None:
-    if num_kv_heads < 1 or num_qo_heads < 1 or num_qo_heads % num_kv_heads:
-        raise ValueError(f"num_qo_heads={num_qo_heads} must be a positive multiple of num_kv_heads={num_kv_heads}")
-
-
-def _check_tensor(
-    name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
-) -> None:
-    if tensor.shape != torch.Size(shape):
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-    if tensor.dtype not in dtypes:
-        raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
-    if tensor.device.type != device.type:
-        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
-
-
-def _check_rows(
-    rows: LayerRows, num_kv_heads: int, head_dim: int, slots: tuple[int, int], name: str, device: torch.device
-) -> None:
-    if rows.num_kv_heads != num_kv_heads or rows.key_format.head_dim != head_dim:
-        raise ValueError(
-            f"rows have {rows.num_kv_heads} KV heads of head_dim {rows.key_format.head_dim}, "
-            f"the plan has {num_kv_heads} of {head_dim}"
-        )
-    if rows.device.type != device.type:
-        raise ValueError(f"rows must be on {device}, got {rows.device}")
-    _check_slots(name, slots, rows)
-
-
-def _check_indptr(name: str, indptr: torch.Tensor) -> int:
-    """Check an indptr and return where it ends."""
-    if indptr.dtype not in _INDEX_DTYPES or indptr.dim() != 1 or indptr.shape[0] < 1:
-        raise ValueError(f"{name} must be int32 or int64 [batch + 1], got {indptr.dtype} {list(indptr.shape)}")
-    bounds = indptr.tolist()
-    if bounds[0] != 0 or any(a > b for a, b in itertools.pairwise(bounds)):
-        raise ValueError(f"{name} must start at 0 and not decrease, got {bounds}")
-    return bounds[-1]
-
-
-def _check_indices(name: str, indices: torch.Tensor, count: int) -> tuple[int, int]:
-    """Check a list of slots and return the range of the first ``count``, (0, 0) of none."""
-    if indices.dtype not in _INDEX_DTYPES or indices.dim() != 1 or indices.shape[0] < count:
-        raise ValueError(
-            f"{name} must be int32 or int64 with at least {count} entries, got {indices.dtype} {list(indices.shape)}"
-        )
-    if count == 0:
-        return 0, 0
-    low, high = torch.aminmax(indices[:count])
-    return int(low), int(high)
-
-
-def _check_slots(name: str, slots: tuple[int, int], rows: LayerRows) -> None:
-    if slots[0] < 0 or slots[1] >= max(rows.num_slots, 1):
-        raise ValueError(f"{name} must lie in 0 .. {rows.num_slots - 1}, got {slots[0]} .. {slots[1]}")

@@ -36,15 +36,15 @@ def _check(layer: Layer, **arguments) -> None:
     assert_lse_close(lse, expected[1], 1e-5)
 
 
-@pytest.mark.parametrize("group", [1, 4, 8])
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("group", [1, 4, 8], ids="group {}".format)
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("keys", KEYS)
 def test_equals_reference(keys, head_dim, group):
     _check(Layer.random(keys, head_dim=head_dim, group=group))
 
 
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("v_scale", [1.0, 0.25])
+@pytest.mark.parametrize("v_scale", [1.0, 0.25], ids="v_scale {}".format)
 def test_value_formats(values, v_scale):
     _check(Layer.random(values=values, v_scale=v_scale), v_scale=v_scale)
 
@@ -54,7 +54,7 @@ def test_soft_cap(keys):
     _check(Layer.random(keys), logits_soft_cap=1.5)
 
 
-@pytest.mark.parametrize("group", [2, 3, 5, 7])
+@pytest.mark.parametrize("group", [2, 3, 5, 7], ids="group {}".format)
 def test_groups_that_are_not_multiples_of_four(group):
     _check(Layer.random(group=group, num_kv_heads=3))
 
@@ -65,8 +65,7 @@ def test_values_with_their_own_head_dim(head_dim, v_head_dim):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [12, 17])
-@pytest.mark.parametrize("length", [54, 97, 512, 2048])
+@pytest.mark.parametrize(("batch", "length"), [(17, 54), (12, 97), (17, 512), (12, 2048)], ids="{}".format)
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("keys", KEYS)
 def test_large_grid(keys, values, length, batch):
@@ -84,7 +83,7 @@ def test_raw_float32_is_as_exact_as_dense_attention():
 
 
 @pytest.mark.parametrize("keys", ["2-bit", "raw float32"])
-@pytest.mark.parametrize("size", [1e-3, 30.0, 1e4])
+@pytest.mark.parametrize("size", [1e-3, 30.0, 1e4], ids="size {}".format)
 def test_logits_of_any_size(keys, size):
     layer = Layer.random(keys)
     q = size * _queries(layer)

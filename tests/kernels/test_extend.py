@@ -44,8 +44,8 @@ def _check(
     assert_lse_close(lse, expected[1], 10 * ratio)
 
 
-@pytest.mark.parametrize("group", [1, 4, 8])
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("group", [1, 4, 8], ids="group {}".format)
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("keys", KEYS)
 def test_equals_reference(keys, head_dim, group):
     _check(Layer.random(keys, head_dim=head_dim, group=group, lengths=PREFIXES))

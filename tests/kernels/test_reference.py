@@ -50,8 +50,8 @@ def test_scores_are_finite(k):
 
 
 @pytest.mark.parametrize("keys", COMPRESSED)
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
-@pytest.mark.parametrize("size", [1e-6, 1.0, 1e3])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e3], ids="size {}".format)
 def test_restore_error_is_bounded_by_the_scales(keys, head_dim, size):
     made = key_format(keys, head_dim)
     k = size * torch.randn(100, head_dim)

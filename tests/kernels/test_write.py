@@ -28,8 +28,8 @@ def _assert_equal(actual: LayerRows, expected: LayerRows) -> None:
 
 
 @pytest.mark.parametrize("mode", ["extend", "decode"])
-@pytest.mark.parametrize("group", [1, 4, 8])
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
+@pytest.mark.parametrize("group", [1, 4, 8], ids="group {}".format)
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("keys", KEYS)
 def test_equals_reference(keys, head_dim, group, mode):
     layer = Layer.random(keys, head_dim=head_dim, group=group, lengths=(0, 1, 40, 0, 33, 5))
@@ -38,14 +38,14 @@ def test_equals_reference(keys, head_dim, group, mode):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("v_scale", [1.0, 0.37])
+@pytest.mark.parametrize("v_scale", [1.0, 0.37], ids="v_scale {}".format)
 def test_values_equal_reference(values, dtype, v_scale):
     layer = Layer.random(values=values, v_head_dim=64, lengths=(50,), dtype=dtype)
     _assert_equal(*_written(layer, v_scale=v_scale))
 
 
 @pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit"])
-@pytest.mark.parametrize("size", [1e-30, 1e-7, 1e-4, 1e4, 1e7, 1e30])
+@pytest.mark.parametrize("size", [1e-30, 1e-7, 1e-4, 1e4, 1e7, 1e30], ids="size {}".format)
 def test_keys_of_any_size_equal_reference(keys, size):
     layer = Layer.random(keys, lengths=(50,))
     layer.k *= size
@@ -81,7 +81,12 @@ def test_strided_inputs_and_int32_slots(keys):
     q, k, v = fused.split([1024, 256, 256], dim=1)
     rows = LayerRows.allocate(layer.rows.num_slots, 2, layer.rows.key_format, layer.rows.value_format)
     write_rows(
-        q.view(30, 8, 128), k.view(30, 2, 128), v.view(30, 2, 128), layer.slots.int(), rows, qo_indptr=layer.indptr
+        q.view(30, 8, 128),
+        k.view(30, 2, 128),
+        v.view(30, 2, 128),
+        layer.slots.int(),
+        rows,
+        qo_indptr=layer.indptr.int(),
     )
     _assert_equal(rows, layer.rows)
 
@@ -101,7 +106,7 @@ def test_no_tokens():
     write_rows(layer.q, layer.k, layer.v, layer.slots, layer.rows, qo_indptr=layer.indptr)
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("keys", KEYS)
 def test_keys_restore_as_in_reference(keys, head_dim):
     layer = Layer.random(keys, head_dim=head_dim, lengths=(90,))

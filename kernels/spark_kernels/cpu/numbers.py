@@ -1,6 +1,7 @@
 """Number formats numba lacks on the CPU, and an exponential that vectorises.
 
-Everything here is inlined into loops that LLVM vectorises, so there are no branches and no library calls.
+Everything here is inlined into loops that LLVM vectorises, so there are no branches and no library calls. float16
+needs conversion instructions: F16C on x86-64 (any CPU since about 2013), part of the base on aarch64.
 """
 
 import math
@@ -48,16 +49,6 @@ def bits_to_float(typingctx, bits):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.uint32), codegen
-
-
-@intrinsic
-def float_to_bits(typingctx, x):
-    """uint32 bits of a float32."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
 
 
 @njit(inline="always")

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numba import prange
 
+from spark_kernels.cpu import vectors
 from spark_kernels.cpu.compile import kernel
-from spark_kernels.cpu.numbers import float_to_bits, float_to_half, half_to_float
+from spark_kernels.cpu.numbers import bits_to_float, float_to_half, half_to_float
 from spark_kernels.cpu.threads import call_parallel
 from spark_kernels.record import CompressedKeyFormat, LayerRows
 from spark_kernels.reference import encode_values
@@ -28,16 +29,16 @@ def _limited(x):
 
 
 @kernel(parallel=True)
-def _window_norms(q, bounds, window, norms):
+def _norms(q, bounds, norms):
+    """Norms over the queries ``q[bounds[r] : bounds[r + 1]]`` of each request r and over the group."""
     heads = norms.shape[1]
     group = q.shape[1] // heads
     for work in prange((bounds.shape[0] - 1) * heads):
         request = work // heads
         head = work % heads
-        stop = bounds[request + 1]
         total = norms[request, head]
         total[:] = np.float32(0.0)
-        for token in range(max(bounds[request], stop - window), stop):
+        for token in range(bounds[request], bounds[request + 1]):
             for member in range(head * group, (head + 1) * group):
                 for j in range(q.shape[2]):
                     total[j] += q[token, member, j] * q[token, member, j]
@@ -46,50 +47,69 @@ def _window_norms(q, bounds, window, norms):
 
 
 @kernel()
-def _smallest_kept_score(score_bits, count):
-    """The largest b with at least ``count`` of ``score_bits`` not below it."""
+def _threshold(scores, wanted):
+    """The largest number that ``wanted`` of the ``scores`` reach, or a smaller one that just as many reach.
+
+    Returns it and how many reach it: more than ``wanted`` only if some are equal to it.
+    """
+    # Bit by bit from the highest: numbers that are not negative are in the order of their bits.
     threshold = np.uint32(0)
+    reaching = scores.shape[1]
     for bit in range(30, -1, -1):
         candidate = threshold | np.uint32(1 << bit)
-        reached = np.uint32(0)
-        for j in range(score_bits.shape[0]):
-            reached += np.uint32(score_bits[j] >= candidate)
-        if reached >= count:
+        level = vectors.splat(bits_to_float(candidate))
+        reached = 0
+        for j in range(0, scores.shape[1], vectors.LANES):
+            reached += vectors.count(vectors.at_least(vectors.load(scores, 0, j), level))
+        if reached >= wanted:
             threshold = candidate
-    return threshold
+            reaching = reached
+            if reached == wanted:
+                break
+    return bits_to_float(threshold), reaching
 
 
 @kernel()
-def _select(k, norm, count, kept):
-    """Set ``kept`` to 1 for the ``count`` most salient channels, to 0 for the others."""
-    # Scores are finite and not negative, so their bits are in their order.
-    score_bits = np.empty(k.shape[0], np.uint32)
+def _select(k, norm, wanted, channels, dropped):
+    """Put the ``wanted`` most salient channels into ``channels`` and the magnitudes of the others into ``dropped``.
+
+    ``channels`` has room for one more, ``dropped`` is 0 where a channel is kept.
+    """
+    scores = np.empty((1, k.shape[0]), np.float32)
     for j in range(k.shape[0]):
-        score_bits[j] = float_to_bits(_limited(_limited(k[j] * k[j]) * _limited(norm[j])))
-    threshold = _smallest_kept_score(score_bits, count)
-    room = count
+        scores[0, j] = _limited(_limited(k[j] * k[j]) * _limited(norm[j]))
+    threshold, reaching = _threshold(scores, wanted)
+    kept = np.empty(k.shape[0], np.uint8)
     for j in range(k.shape[0]):
-        kept[j] = score_bits[j] > threshold
-        room -= kept[j]
+        kept[j] = scores[0, j] >= threshold
+    j = k.shape[0] - 1
+    while reaching > wanted:
+        if scores[0, j] == threshold:
+            kept[j] = 0
+            reaching -= 1
+        j -= 1
+    # Without a branch: which channels are kept is not predictable.
+    n = np.uint64(0)
     for j in range(k.shape[0]):
-        if score_bits[j] == threshold and room > 0:
-            kept[j] = 1
-            room -= 1
+        channels[n] = j
+        n += np.uint64(kept[j])
+    for j in range(k.shape[0]):
+        dropped[0, j] = np.float32(0.0) if kept[j] else abs(k[j])
 
 
 @kernel()
-def _plane_scale(k, kept, kept_channels, restore_bits):
+def _plane_scale(dropped, dropped_channels, restore_bits):
     scale = np.float32(0.0)
     if restore_bits == 2:
-        for j in range(k.shape[0]):
-            if kept[j] == 0:
-                scale = max(scale, abs(k[j]))
+        largest = vectors.splat(scale)
+        for j in range(0, dropped.shape[1], vectors.LANES):
+            largest = vectors.larger(largest, vectors.load(dropped, 0, j))
+        scale = vectors.largest(largest)
     elif restore_bits == 1:
-        limit = np.float32(_FLOAT32_MAX / k.shape[0])
-        for j in range(k.shape[0]):
-            if kept[j] == 0:
-                scale += min(abs(k[j]), limit)
-        scale /= np.float32(k.shape[0] - kept_channels)
+        limit = np.float32(_FLOAT32_MAX / dropped.shape[1])
+        for j in range(dropped.shape[1]):
+            scale += min(dropped[0, j], limit)
+        scale /= np.float32(dropped_channels)
     return float_to_half(min(scale, _FLOAT16_MAX))
 
 
@@ -101,76 +121,68 @@ def _half_rounded_up(x):
 
 
 @kernel()
-def _pack_row(k, norm, restore_bits, kept_channels, index_bits, integer_max, second_plane, scale_offset, row):
-    head_dim = k.shape[0]
-    kept = np.empty(head_dim, np.uint8)
-    _select(k, norm, kept_channels, kept)
+def _fill_plane(k, i, plane_scale, restore_bits, halves, second_plane, residual):
+    """Write row ``i``'s bit planes and what they leave of the key."""
+    zero = vectors.splat(np.float32(0.0))
+    half = np.float32(0.5) * plane_scale
+    for j in range(0, residual.shape[1], vectors.LANES):
+        x = vectors.load(k, i, j)
+        piece = j // vectors.LANES
+        high = vectors.at_least(x, zero)
+        large = vectors.at_least(x, vectors.splat(half)) | vectors.at_least(vectors.splat(-half), x)
+        low = ~(high ^ large)
+        if restore_bits == 2:
+            halves[piece] = high
+            halves[second_plane + piece] = low
+            quarter = np.float32(0.25) * plane_scale
+            x = vectors.subtract(x, vectors.add(vectors.signed(high, half), vectors.signed(low, quarter)))
+        elif restore_bits == 1:
+            halves[piece] = high
+            x = vectors.subtract(x, vectors.signed(high, plane_scale))
+        vectors.store(residual, 0, j, x)
+
+
+@kernel()
+def _pack_row(k, i, norm, layout, row):
+    """Select and pack row ``i`` of the keys ``k``."""
+    restore_bits, kept_channels, index_bits, integer_max, second_plane, scales = layout
+    head_dim = k.shape[1]
+    channels = np.empty(kept_channels + 1, np.int32)
+    dropped = np.empty((1, head_dim), np.float32)
+    _select(k[i], norm, kept_channels, channels, dropped)
     finite = True
     for j in range(head_dim):
-        finite &= np.isfinite(k[j])
+        finite &= np.isfinite(k[i, j])
 
-    scales = row[scale_offset : scale_offset + 4].view(np.uint16)
-    scales[0] = _plane_scale(k, kept, kept_channels, restore_bits) if finite else _HALF_NAN
-    plane_scale = half_to_float(scales[0])
-    residual = np.empty(head_dim, np.float32)
-    for i in range(head_dim // 8):
-        high = 0
-        low = 0
-        for bit in range(8):
-            x = k[8 * i + bit]
-            positive = not x < 0
-            large = abs(x) >= np.float32(0.5) * plane_scale
-            high |= positive << bit
-            low |= (positive == large) << bit
-            sign = np.float32(1.0) if positive else np.float32(-1.0)
-            plane = np.float32(0.0)
-            if restore_bits == 2:
-                level = np.float32(2.0) * sign + (np.float32(1.0) if positive == large else np.float32(-1.0))
-                plane = level * (np.float32(0.25) * plane_scale)
-            elif restore_bits == 1:
-                plane = sign * plane_scale
-            residual[8 * i + bit] = x - plane
-        if restore_bits >= 1:
-            row[i] = high
-        if restore_bits == 2:
-            row[second_plane + i] = low
+    halves = row.view(np.uint16)
+    halves[scales] = _plane_scale(dropped, head_dim - kept_channels, restore_bits) if finite else _HALF_NAN
+    residual = np.empty((1, head_dim), np.float32)
+    _fill_plane(k, i, half_to_float(halves[scales]), restore_bits, halves, second_plane, residual)
 
+    kept = np.empty(kept_channels, np.float32)
     largest = np.float32(0.0)
-    for j in range(head_dim):
-        if kept[j]:
-            largest = max(largest, abs(residual[j]))
-    scales[1] = _half_rounded_up(largest / np.float32(integer_max)) if finite else _HALF_NAN
-    kept_scale = half_to_float(scales[1])
-    words = row[scale_offset + 4 :].view(np.int16)
-    room = 0
-    for j in range(head_dim):
-        if kept[j]:
-            integer = 0
-            if kept_scale > 0:
-                limit = np.float32(integer_max)
-                integer = np.int32(min(max(np.rint(residual[j] / kept_scale), -limit), limit))
-            words[room] = np.int16(integer << index_bits | j)
-            room += 1
+    for n in range(kept_channels):
+        kept[n] = residual[0, channels[n]]
+        largest = max(largest, abs(kept[n]))
+    limit = np.float32(integer_max)
+    halves[scales + 1] = _half_rounded_up(largest / limit) if finite else _HALF_NAN
+    kept_scale = half_to_float(halves[scales + 1])
+    if not kept_scale > 0:
+        kept[:] = np.float32(0.0)
+        kept_scale = np.float32(1.0)
+    shift = np.int32(index_bits)
+    for n in range(kept_channels):
+        integer = np.int32(min(max(np.rint(kept[n] / kept_scale), -limit), limit))
+        halves[scales + 2 + n] = np.uint16(integer << shift | channels[n])
 
 
 @kernel(parallel=True)
 def _pack(k, norms, norm_of, layout, slots, rows):
-    restore_bits, kept_channels, index_bits, integer_max, second_plane, scale_offset = layout
-    heads = k.shape[1]
-    for work in prange(k.shape[0] * heads):
+    heads = rows.shape[1]
+    for work in prange(k.shape[0]):
         token = work // heads
         head = work % heads
-        _pack_row(
-            k[token, head],
-            norms[norm_of[token], head],
-            restore_bits,
-            kept_channels,
-            index_bits,
-            integer_max,
-            second_plane,
-            scale_offset,
-            rows[slots[token], head],
-        )
+        _pack_row(k, work, norms[norm_of[token], head], layout, rows[slots[token], head])
 
 
 def write_rows(
@@ -211,17 +223,29 @@ def _write_keys(
     num_tokens, num_kv_heads, head_dim = k.shape
     if qo_indptr is None:
         bounds = np.arange(num_tokens + 1)
+        norm_of = bounds[:-1]
     else:
-        bounds = qo_indptr.to(torch.int64).numpy()
+        q, bounds = _windows(q, qo_indptr, window)
+        norm_of = np.repeat(np.arange(qo_indptr.shape[0] - 1), qo_indptr.diff())
     norms = np.empty((bounds.shape[0] - 1, num_kv_heads, head_dim), np.float32)
-    norm_of = np.repeat(np.arange(bounds.shape[0] - 1), np.diff(bounds))
     layout = (
         key_format.restore_bits,
         key_format.kept_channels,
         key_format.index_bits,
         key_format.integer_max,
-        key_format.plane_offset + key_format.bit_plane_bytes,
-        key_format.scale_offset,
+        (key_format.plane_offset + key_format.bit_plane_bytes) // 2,
+        key_format.scale_offset // 2,
     )
-    call_parallel(_window_norms, q.float().contiguous().numpy(), bounds, window, norms)
-    call_parallel(_pack, k.float().contiguous().numpy(), norms, norm_of, layout, slots.numpy(), keys.numpy())
+    call_parallel(_norms, q.float().contiguous().numpy(), bounds, norms)
+    call_parallel(
+        _pack, k.float().flatten(0, 1).contiguous().numpy(), norms, norm_of, layout, slots.numpy(), keys.numpy()
+    )
+
+
+def _windows(q: torch.Tensor, qo_indptr: torch.Tensor, window: int) -> tuple[torch.Tensor, np.ndarray]:
+    """The queries in the requests' windows, and where each request's begin among them."""
+    stops = qo_indptr[1:].to(torch.int64)
+    lengths = qo_indptr.diff().clamp(max=window)
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    tokens = torch.arange(int(bounds[-1])) + (stops - bounds[1:]).repeat_interleave(lengths)
+    return q[tokens], bounds.numpy()

@@ -93,6 +93,50 @@ def add(typingctx, a, b):
 
 
 @intrinsic
+def subtract(typingctx, a, b):
+    """``a - b``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fsub(*args)
+
+    return float32x16(float32x16, float32x16), codegen
+
+
+@intrinsic
+def at_least(typingctx, a, b):
+    """uint16 with a bit for each lane, lowest first: whether ``a >= b``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(builder.fcmp_ordered(">=", *args), ir.IntType(LANES))
+
+    return types.uint16(float32x16, float32x16), codegen
+
+
+@intrinsic
+def count(typingctx, bits):
+    """Number of bits set in a uint16."""
+
+    def codegen(context, builder, signature, args):
+        return builder.zext(builder.ctpop(args[0]), ir.IntType(64))
+
+    return types.int64(types.uint16), codegen
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """The larger number of each lane; either if one is NaN."""
+
+    def codegen(context, builder, signature, args):
+        return _larger(builder, *args)
+
+    return float32x16(float32x16, float32x16), codegen
+
+
+@intrinsic
 def multiply_add(typingctx, a, b, c):
     """``a * b + c``, rounded once where the CPU can."""
 
@@ -105,7 +149,7 @@ def multiply_add(typingctx, a, b, c):
 
 @intrinsic
 def signed(typingctx, bits, weight):
-    """``weight`` where a bit of a uint16 is set, ``-weight`` where it is clear, lowest bit first."""
+    """``weight`` where a bit of a uint16 is set and ``-weight`` where it is clear, lowest bit first."""
 
     def codegen(context, builder, signature, args):
         mask = builder.bitcast(args[0], ir.VectorType(ir.IntType(1), LANES))
@@ -141,10 +185,7 @@ def largest(typingctx, vector):
     """Largest of the 16 numbers; any of them if one is NaN."""
 
     def codegen(context, builder, signature, args):
-        def larger(a, b):
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-        return _reduced(builder, args[0], larger)
+        return _reduced(builder, args[0], lambda a, b: _larger(builder, a, b))
 
     return types.float32(float32x16), codegen
 
