@@ -10,6 +10,8 @@ For each shape the two alternate, and medians are reported.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import platform
 import statistics
@@ -24,6 +26,9 @@ from rich.table import Table
 
 import spark_kernels as sk
 
+# Of dense copies of layers that one shape may take.
+MOST_BYTES = 2 << 30
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-qo-heads", type=int, default=8)
     parser.add_argument("--num-kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=32, help="layers that a step goes through")
     parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
     parser.add_argument("--seconds", type=float, default=2.0, help="time to spend on each shape")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows of the table as JSON")
@@ -44,43 +50,53 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Shape:
-    """One decode step over ``batch`` requests of ``seq_len`` tokens, ready to run both ways."""
+    """One decode step over ``batch`` requests of ``seq_len`` tokens in every layer, ready to run both ways.
+
+    Each call takes the next layer, as a step does, so a layer's cache has left the CPU's near caches when its turn
+    comes again. Random content serves all layers: the copies differ in where they are.
+    """
 
     def __init__(self, args: argparse.Namespace, batch: int, seq_len: int) -> None:
         tokens = batch * seq_len
         self.sm_scale = args.head_dim**-0.5
         self.q = torch.randn(batch, args.num_qo_heads, args.head_dim, dtype=torch.bfloat16)
         self.slots = torch.randperm(tokens + 1)[:tokens]
-        self.k_cache, self.v_cache = torch.randn(2, tokens + 1, args.num_kv_heads, args.head_dim, dtype=torch.bfloat16)
-        self.rows = sk.LayerRows.allocate(
+        k_cache, v_cache = torch.randn(2, tokens + 1, args.num_kv_heads, args.head_dim, dtype=torch.bfloat16)
+        rows = sk.LayerRows.allocate(
             tokens + 1,
             args.num_kv_heads,
             sk.KeyFormat.from_ratio(args.head_dim, args.key_ratio, args.restore_bits),
             sk.ValueFormat(args.head_dim, getattr(torch, args.value_dtype)),
         )
         queries = torch.randn(tokens, args.num_qo_heads, args.head_dim, dtype=torch.bfloat16)
-        sk.write_rows(queries, self.k_cache[self.slots], self.v_cache[self.slots], self.slots, self.rows)
+        sk.write_rows(queries, k_cache[self.slots], v_cache[self.slots], self.slots, rows)
+        layers = min(args.layers, max(1, MOST_BYTES // (k_cache.nbytes + v_cache.nbytes)))
+        self.dense_layers = itertools.cycle([(k_cache.clone(), v_cache.clone()) for _ in range(layers)])
+        self.spark_layers = itertools.cycle(
+            [dataclasses.replace(rows, keys=rows.keys.clone(), values=rows.values.clone()) for _ in range(layers)]
+        )
+        self.layers = layers
         self.wrapper = sk.SparkBatchDecodeWrapper("cpu")
         kv_indptr = torch.arange(0, tokens + 1, seq_len, dtype=torch.int32)
         self.wrapper.plan(kv_indptr, self.slots, args.num_qo_heads, args.num_kv_heads, args.head_dim)
         self.req_to_token = self.slots.view(batch, seq_len).to(torch.int32)
         self.seq_lens = torch.full((batch,), seq_len)
+        self.enable_gqa = args.num_kv_heads != args.num_qo_heads
         self.dense_forward = _sglang_forward()
 
     def spark(self) -> torch.Tensor:
-        return self.wrapper.run(self.q, self.rows, sm_scale=self.sm_scale)
+        return self.wrapper.run(self.q, next(self.spark_layers), sm_scale=self.sm_scale)
 
     def dense(self) -> torch.Tensor:
         return self.dense_forward(
             self.q,
             torch.empty_like(self.q),
-            self.k_cache,
-            self.v_cache,
+            *next(self.dense_layers),
             self.req_to_token,
             torch.arange(self.q.shape[0]),
             self.seq_lens,
             scaling=self.sm_scale,
-            enable_gqa=self.rows.num_kv_heads != self.q.shape[1],
+            enable_gqa=self.enable_gqa,
         )
 
 

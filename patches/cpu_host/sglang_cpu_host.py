@@ -13,6 +13,7 @@ CUDA graphs                          off, unless asked for
 ``support_triton()``                 False: index bookkeeping uses SGLang's PyTorch fallbacks
 paged allocation kernels (Triton)    SGLang's ``alloc_extend_naive``
 rotary embedding                     SGLang's PyTorch implementation (it would import vLLM's kernel)
+``OMP_WAIT_POLICY`` unset            becomes ``passive`` in the processes that SGLang starts
 ===================================  ==================================================================
 
 ``TRITON_INTERPRET=1`` leaves the Triton kernels in place: they then run under Triton's interpreter.
@@ -101,6 +102,9 @@ def register() -> None:
     from sglang.srt.mem_cache.allocator import paged
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    # OpenMP threads spin while they wait for each other. Where other processes compete for the cores (a second server,
+    # a test runner) that costs whole scheduler ticks: calls of 0.2 ms then take 10 to 100 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     register_resolution_hook("handle_missing_default_values")(_default_to_cpu)
     register_resolution_hook("handle_cpu_backends")(_default_to_torch_native)
     register_resolution_hook("handle_cuda_graph_config")(_no_cuda_graphs)

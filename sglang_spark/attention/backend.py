@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
-from spark_kernels.wrappers import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, write_rows
 
 from sglang_spark.attention.indices import indptr, ragged_slots
 from sglang_spark.pool import SparkTokenToKVPool
+from spark_kernels.wrappers import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, write_rows
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention

@@ -1,9 +1,6 @@
 import os
 import random
 
-# Before PyTorch loads OpenMP: on a busy host, threads that spin for each other make these tests take minutes.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import pytest
 import torch
 
