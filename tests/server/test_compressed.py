@@ -66,7 +66,7 @@ def test_recall_questions_are_answered_with_small_values(small_values):
 
 
 @pytest.mark.parametrize(
-    "conversation", [traffic.shared_prefix, traffic.chat, traffic.two_users], ids=lambda function: function.__name__
+    "conversation", [traffic.shared_prefix, traffic.scripted_chat], ids=lambda function: function.__name__
 )
 def test_cached_tokens_equal_the_dense_server(conversation, dense_and_spark):
     dense, spark = dense_and_spark

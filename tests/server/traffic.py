@@ -51,11 +51,17 @@ def two_users(server: LocalServer) -> Said:
     return said
 
 
+def scripted_chat(server: LocalServer) -> Said:
+    """A conversation of four turns whose answers so far are given, so that prompts do not depend on the server."""
+    item = make_items("multi_turn", seed=2, count=1, target_tokens=600, questions=4)[0]
+    return [complete_chat(server, item.messages(turn)) for turn in range(4)]
+
+
 def concurrent(server: LocalServer) -> Said:
     """Twenty requests at once, of unequal lengths, some with a common prefix; more than a small pool holds."""
     prompts = [prompt for length in (60, 100, 160, 240) for prompt in _prompts(seed=length, count=5, tokens=length)]
     with ThreadPoolExecutor(len(prompts)) as pool:
-        answers = pool.map(lambda prompt: server.generate(prompt, **_to_the_end(32)), prompts)
+        answers = pool.map(lambda prompt: server.generate(prompt, **_to_the_end(96)), prompts)
         return [tuple(answer["output_ids"]) for answer in answers]
 
 
