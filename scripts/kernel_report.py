@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""What the GPU kernels cost, counted in their machine code: no GPU needed.
+
+Each kernel is compiled by Triton for the GPUs asked for and disassembled by the tools in Triton's wheel. For decode
+attention, warp-instructions per (token, KV head) are ``instructions of the loop over tokens * warps / tokens per
+iteration``; other kernels are counted whole per program, each loop once, and prepare_queries is per (request, KV
+head). These are static counts, not times: cache misses, conflicts and waiting are not in them.
+
+The bound is what follows for a token of a KV head on one SM: it cannot take fewer clocks than its bytes need at the
+GPU's memory bandwidth, nor than its instructions need at IPC per clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from rich.console import Console
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from spark_kernels import KeyFormat
+from spark_kernels.gpu import decode, queries, restore, write
+from spark_kernels.gpu.scores import RowLayout
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
+# Warp-instructions a clock that one SM of these GPUs can be expected to issue, of 4.
+IPC = 2.5
+NUM_KV_HEADS = 8
+KEY_RATIO = 0.8
+# Bytes a clock per SM: memory bandwidth / SMs / boost clock of A100 80 GB SXM, H100 SXM and B200.
+BANDWIDTH = {80: 2.04e12 / 108 / 1.41e9, 90: 3.35e12 / 132 / 1.755e9, 100: 8.0e12 / 148 / 1.965e9}
+GPU_NAMES = {80: "A100", 90: "H100", 100: "B200"}
+# In these tables uint8 values are float8 read as bits.
+TRITON_TYPES = {"bfloat16": "*bf16", "float8": "*fp8e4nv", "float8 as bits": "*u8"}
+VALUE_BYTES = {"bfloat16": 2, "float8": 1, "float8 as bits": 1}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with its compile-time arguments; ``restore_bits`` None stands for raw bfloat16 keys."""
+
+    kernel: str
+    head_dim: int = 128
+    group: int = 4
+    restore_bits: int | None = 2
+    value_dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One row of the report. Bytes are those of the rows; a kernel's other reads are shared by many tokens."""
+
+    kernel: str
+    head_dim: int
+    group: int
+    restore_bits: int | None
+    value_dtype: str
+    arch: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    warp_instr_per_token_head: float
+    bytes_per_token_head: int
+
+    @property
+    def clocks(self) -> tuple[float, float]:
+        """Least clocks of one SM per (token, KV head): for the bytes, for the instructions."""
+        return self.bytes_per_token_head / BANDWIDTH[self.arch], self.warp_instr_per_token_head / IPC
+
+
+VARIANTS = (
+    Variant("decode", restore_bits=None),
+    Variant("decode"),
+    Variant("decode", value_dtype="float8"),
+    Variant("decode", restore_bits=1),
+    Variant("decode", restore_bits=0),
+    Variant("decode", group=1),
+    Variant("decode", group=8),
+    Variant("decode", head_dim=64),
+    Variant("decode", head_dim=64, value_dtype="float8"),
+    Variant("decode", head_dim=256),
+    Variant("write"),
+    Variant("write", restore_bits=1),
+    Variant("write", value_dtype="float8"),
+    Variant("restore_keys"),
+    Variant("prepare_queries"),
+)
+
+
+def measure(variant: Variant, arch: int) -> Cost:
+    """Compile ``variant`` for sm_``arch`` and count."""
+    if arch < 89 and variant.value_dtype == "float8":
+        variant = Variant(**(asdict(variant) | {"value_dtype": "float8 as bits"}))
+    key_format = KeyFormat.from_ratio(
+        variant.head_dim, 0 if variant.restore_bits is None else KEY_RATIO, variant.restore_bits or 0
+    )
+    kernel, types, constants, num_warps, tokens, fusion = _arguments(variant, key_format)
+    compiled = _compile(kernel, types, constants, arch, num_warps, fusion)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = re.search(r"REG:(\d+) STACK:(\d+)", _cuobjdump("-res-usage", file.name))
+        code = _cuobjdump("-sass", file.name)
+    count = _loop_instructions(code) if variant.kernel == "decode" else len(INSTRUCTION.findall(code))
+    size = key_format.row_bytes
+    if variant.kernel in ("decode", "write"):
+        size += variant.head_dim * VALUE_BYTES[variant.value_dtype]
+    elif variant.kernel == "prepare_queries":
+        size = 8 * constants["TABLE_WORDS"] * constants["PACKS"]
+    return Cost(
+        **asdict(variant),
+        arch=arch,
+        registers=int(usage[1]),
+        spill_bytes=int(usage[2]),
+        shared_bytes=compiled.metadata.shared,
+        warp_instr_per_token_head=round(count * num_warps / tokens, 1),
+        bytes_per_token_head=size,
+    )
+
+
+def _arguments(variant: Variant, key_format: KeyFormat) -> tuple:
+    """Kernel, types of its pointers, compile-time arguments, warps, tokens per iteration, fused multiplications."""
+    values = TRITON_TYPES[variant.value_dtype]
+    layout = None if key_format.is_raw else RowLayout.of(key_format)
+    heads = {"NUM_KV_HEADS": NUM_KV_HEADS}
+    if variant.kernel == "decode":
+        types = {"keys_ptr": "*bf16" if key_format.is_raw else "*i64", "values_ptr": values}
+        constants = heads | decode.variant(key_format, variant.group, variant.head_dim) | {"HAS_SOFT_CAP": False}
+        return decode._decode_split, types, constants, decode.NUM_WARPS, decode.BLOCK_N, True
+    if variant.kernel == "write":
+        constants = heads | {
+            "GROUP": variant.group,
+            "HEAD_DIM": variant.head_dim,
+            "V_HEAD_DIM": variant.head_dim,
+            "LAYOUT": layout,
+            "INTEGER_MAX": key_format.integer_max,
+            "HAS_NORMS": False,
+            "V_SCALED": False,
+            "V_LIMIT": 448.0 if variant.value_dtype != "bfloat16" else 0.0,
+        }
+        types = {"keys_ptr": "*u8", "values_ptr": "*bf16" if variant.value_dtype == "bfloat16" else "*u8"}
+        return write._write_rows, types, constants, 1, 1, False
+    if variant.kernel == "restore_keys":
+        constants = heads | {
+            "LAYOUT": layout,
+            "KEPT_BLOCK": triton.next_power_of_2(key_format.kept_channels),
+            "BLOCK_TOKENS": restore.BLOCK_TOKENS,
+        }
+        return restore._restore_keys, {"rows_ptr": "*u8", "out_ptr": "*bf16"}, constants, 4, restore.BLOCK_TOKENS, False
+    packs = queries.num_packs(variant.group)
+    constants = heads | {"GROUP": variant.group, "PACKS": packs, "HEAD_DIM": variant.head_dim}
+    constants["TABLE_WORDS"] = 5 * variant.head_dim
+    return queries._prepare_queries, {}, constants, 4, 1, True
+
+
+# Types of arguments that are the same in all variants; other scalars are int32.
+TYPES = {
+    **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16"),
+    **dict.fromkeys(("slots_ptr", "indices_ptr", "norm_of_ptr"), "*i32"),
+    **dict.fromkeys(("split_request_ptr", "split_start_ptr", "split_stop_ptr"), "*i32"),
+    **dict.fromkeys(("out_ptr", "lse_ptr", "scales_ptr", "norms_ptr"), "*fp32"),
+    **dict.fromkeys(("score_scale", "soft_cap", "v_scale"), "fp32"),
+    "tables_ptr": "*i64",
+}
+
+
+def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warps: int, fusion: bool):
+    types = TYPES | types
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    # PyTorch's tensors start at multiples of 16 bytes, as Triton finds at a launch.
+    attributes = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": fusion}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def _cuobjdump(flag: str, path: str) -> str:
+    result = subprocess.run([TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True)
+    return result.stdout + result.stderr
+
+
+def _loop_instructions(code: str) -> int:
+    """Instructions of the longest loop: from the target of a backward branch to the branch."""
+    instructions = [(int(address, 16), op, argument) for address, op, argument in INSTRUCTION.findall(code)]
+    longest = (0, 0)
+    for address, op, argument in instructions:
+        target = re.findall(r"0x([0-9a-f]+)", argument)
+        if op.startswith("BRA") and target and address - int(target[-1], 16) > longest[1] - longest[0]:
+            longest = int(target[-1], 16), address
+    return sum(longest[0] <= address <= longest[1] for address, _, _ in instructions)
+
+
+def _table(costs: list[Cost]) -> Table:
+    table = Table(title=f"Static cost; least clocks of an SM at {IPC} instructions a clock")
+    for name in ("kernel", "D", "group", "bits", "values", "GPU"):
+        table.add_column(name, no_wrap=True)
+    for name in ("regs", "spill B", "shared B", "instr", "bytes", "clk: bytes", "clk: instr"):
+        table.add_column(name, justify="right")
+    for cost in costs:
+        bits = "raw" if cost.restore_bits is None else str(cost.restore_bits)
+        numbers = (cost.registers, cost.spill_bytes, cost.shared_bytes, cost.warp_instr_per_token_head)
+        clocks = (f"{clock:.1f}" for clock in cost.clocks)
+        table.add_row(
+            *(cost.kernel, str(cost.head_dim), str(cost.group), bits, cost.value_dtype, GPU_NAMES[cost.arch]),
+            *map(str, numbers),
+            str(cost.bytes_per_token_head),
+            *clocks,
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", choices=sorted(BANDWIDTH), default=sorted(BANDWIDTH))
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    costs = []
+    for arch in arguments.arch:
+        for variant in VARIANTS:
+            console.log(f"compiling {variant} for sm_{arch}")
+            costs.append(measure(variant, arch))
+    console.print(_table(costs))
+    if arguments.json:
+        versions = {"triton": triton.__version__, "torch": torch.__version__}
+        arguments.json.write_text(json.dumps({"versions": versions, "rows": [asdict(c) for c in costs]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
