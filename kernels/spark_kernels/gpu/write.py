@@ -133,7 +133,7 @@ def _store_key(k, norm, row, LAYOUT: tl.constexpr, INTEGER_MAX: tl.constexpr):
     if LAYOUT.restore_bits > 0:
         plane_bits = _plane_scale(magnitude, kept, channels, LAYOUT)
         plane_scale = tl.where(finite, _half_value(plane_bits), 0.0)
-        positive = (k < 0) == 0
+        positive = k >= 0
         sign = tl.where(positive, 1.0, -1.0)
         _store_bit_plane(row + LAYOUT.plane_word * 8, positive, D)
         if LAYOUT.restore_bits == 2:
