@@ -6,6 +6,7 @@ import pytest
 import traffic
 from servers import COMMON_FLAGS, running
 
+import demo
 from local_server import LocalServer
 from recall_tasks import Turn, make_items
 
@@ -81,6 +82,14 @@ def test_two_users_share_the_slots_of_their_system_prompt(dense_and_spark):
     (_, first), _, (_, second), _ = traffic.two_users(spark)
     assert first < 10
     assert second > 350
+
+
+def test_a_frontend_program_forks_from_shared_slots(dense_and_spark):
+    _, spark = dense_and_spark
+    item = make_items("multi_needle", seed=22, count=1, target_tokens=900, questions=4)[0]
+    answers = demo.ask_in_forks(spark, item)
+    assert all(turn.is_correct(answer.text) for turn, answer in zip(item.turns, answers, strict=True)), answers
+    assert all(answer.cached_tokens > 800 for answer in answers), answers
 
 
 def test_server_info_shows_the_settings(dense_and_spark, small_values):
