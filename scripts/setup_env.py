@@ -87,7 +87,7 @@ def gpu_steps() -> list[tuple[str, list[str]]]:
 def fingerprint(steps: list[tuple[str, list[str]]]) -> str:
     """Changes when what is to be installed does."""
     sources = [ROOT / "pyproject.toml", ROOT / "requirements" / "cpu.txt"]
-    sources += sorted((ROOT / "patches" / "cpu_host").glob("*.*"))
+    sources += [ROOT / "patches" / "cpu_host" / "pyproject.toml", *sorted((ROOT / "patches" / "cpu_host").glob("*.py"))]
     digest = hashlib.sha256(repr((sys.version, steps)).encode())
     for source in sources:
         digest.update(source.read_bytes())
