@@ -87,10 +87,6 @@ def _without_kernels(launch: Launch) -> Any:
     return launch.resolved.device if launch.resolved.device != "cpu" else None
 
 
-def _hicache_without_accelerator(launch: Launch) -> Any:
-    return launch.resolved.enable_hierarchical_cache or None
-
-
 def _disaggregated(launch: Launch) -> Any:
     mode = launch.resolved.disaggregation_mode
     return mode if mode != "null" else None
@@ -170,7 +166,7 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "--enable-hierarchical-cache",
-        _hicache_without_accelerator,
+        _switched_on("enable_hierarchical_cache"),
         "HiCache copies between device and pinned host memory, and there is no accelerator",
         _LEAVE_OUT,
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.server_args import ServerArgs
 
-KV_COMPRESS_CHOICES = ("none", "spark")
+from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS
+
+KvCompress = Literal["none", "spark"]
+KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 
 
 class SparkServerArgs(ServerArgs, dict=True):
@@ -21,7 +24,7 @@ class SparkServerArgs(ServerArgs, dict=True):
     _NS_PATH = "memory"
 
     kv_compress: A[
-        Literal["none", "spark"],
+        KvCompress,
         Arg(
             help="Compression of the KV cache. 'spark' prunes each cached key to the channels that matter and "
             "restores the others approximately while attention scores are computed (arXiv 2508.15212)."
@@ -33,14 +36,14 @@ class SparkServerArgs(ServerArgs, dict=True):
             help="Share of key channels that SparK drops, up to 0.95; 0 keeps whole keys (lossless). At the default, "
             "26 of 128 channels are kept and a key takes 88 bytes instead of 256."
         ),
-    ] = 0.8
+    ] = DEFAULT_KEY_RATIO
     spark_restore_bits: A[
         Literal[0, 1, 2],
         Arg(
             help="Bits per channel from which dropped channels are restored: 2 (sign and magnitude), 1 (sign) or "
             "0 (they count as zero)."
         ),
-    ] = 2
+    ] = DEFAULT_RESTORE_BITS
     spark_dense_layers: A[
         str,
         Arg(help="Layers that keep whole keys, as numbers and ranges: '0,1,30-31'. Empty for none."),
