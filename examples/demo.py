@@ -12,30 +12,16 @@ import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 
-import openai
 import sglang as sgl
 from rich.console import Console
 from rich.table import Table
 
-from local_server import RECALL_MODEL, LocalServer, ServerFailed
+from local_server import RECALL_MODEL, LocalServer, Reply, ServerFailed
 from recall_tasks import RecallItem, Turn, make_items
 
-CAPACITY_LINE = (
-    r"SparK KV cache: (\d+) bytes per token against (\d+) dense \([\d.]+\), (.*?), (\d+) tokens against (\d+)"
-)
 FLAGS = ("--max-total-tokens", "16384", "--enable-cache-report", "--random-seed", "0")
 MAX_ANSWER_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server said to one question, and how many prompt tokens it found in its cache."""
-
-    text: str
-    cached_tokens: int
-    prompt_tokens: int
 
 
 def main() -> int:
@@ -81,22 +67,15 @@ def show(console: Console, dense: LocalServer, spark: LocalServer, tokens: int, 
     return 0
 
 
-def chat(server: LocalServer, item: RecallItem) -> list[Answer]:
+def chat(server: LocalServer, item: RecallItem) -> list[Reply]:
     """A conversation over the OpenAI endpoint that goes on from the server's own answers."""
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     messages: list[dict[str, str]] = item.messages(0)[:-1]
-    answers = []
+    replies = []
     for turn in range(len(item.turns)):
         messages.append(item.messages(turn)[-1])
-        response = client.chat.completions.create(
-            model="recall", messages=messages, temperature=0, max_tokens=MAX_ANSWER_TOKENS
-        )
-        text = response.choices[0].message.content
-        messages.append({"role": "assistant", "content": text})
-        usage = response.usage
-        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
-        answers.append(Answer(text, cached, usage.prompt_tokens))
-    return answers
+        replies.append(server.chat(messages, max_tokens=MAX_ANSWER_TOKENS))
+        messages.append({"role": "assistant", "content": replies[-1].text})
+    return replies
 
 
 @sgl.function
@@ -114,15 +93,13 @@ def forked_questions(s, item: RecallItem):
     branches.join()
 
 
-def ask_in_forks(server: LocalServer, item: RecallItem) -> list[Answer]:
+def ask_in_forks(server: LocalServer, item: RecallItem) -> list[Reply]:
     """Run `forked_questions` on a server."""
     state = forked_questions.run(item=item, backend=sgl.RuntimeEndpoint(server.url))
-    return [Answer(text, meta["cached_tokens"], meta["prompt_tokens"]) for text, meta in state["answers"]]
+    return [Reply(text, meta["cached_tokens"], meta["prompt_tokens"]) for text, meta in state["answers"]]
 
 
-def print_answers(
-    console: Console, title: str, turns: tuple[Turn, ...], dense: list[Answer], spark: list[Answer]
-) -> int:
+def print_answers(console: Console, title: str, turns: tuple[Turn, ...], dense: list[Reply], spark: list[Reply]) -> int:
     """Print one table; returns how many answers were right from the dense cache and wrong from the compressed one."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("question")
@@ -153,18 +130,18 @@ def marked(text: str, right: bool) -> str:
 
 def print_capacity(console: Console, spark: LocalServer) -> None:
     """What the compressed server reported at start-up, and the settings it serves with."""
-    bytes_per_token, dense_bytes, kept, tokens, dense_tokens = spark.log_line(CAPACITY_LINE).groups()
+    capacity = spark.capacity()
     info = spark.info()
     table = Table(title="KV cache", title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("dense", justify="right")
     table.add_column("spark", justify="right")
-    table.add_row("bytes per token", dense_bytes, bytes_per_token)
-    table.add_row("tokens in the same memory", dense_tokens, tokens)
-    table.add_row("", "1.00x", f"{int(dense_bytes) / int(bytes_per_token):.2f}x")
+    table.add_row("bytes per token", str(capacity.dense_bytes_per_token), str(capacity.bytes_per_token))
+    table.add_row("tokens in the same memory", str(capacity.dense_tokens), str(capacity.tokens))
+    table.add_row("", "1.00x", f"{capacity.dense_bytes_per_token / capacity.bytes_per_token:.2f}x")
     console.print(table)
     console.print(
-        f"{kept}; ratio {info['spark_key_ratio']}, {info['spark_restore_bits']} restore bits, "
+        f"{capacity.kept}; ratio {info['spark_key_ratio']}, {info['spark_restore_bits']} restore bits, "
         f"values in {info['kv_cache_dtype'] if info['kv_cache_dtype'] != 'auto' else 'the model dtype'}"
     )
 

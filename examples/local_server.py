@@ -12,13 +12,37 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import openai
 import requests
 
 RECALL_MODEL = Path(__file__).resolve().parent / "recall-model"
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 30.0
+
+
+CAPACITY_LINE = (
+    r"SparK KV cache: (\d+) bytes per token against (\d+) dense \([\d.]+\), (.*), (\d+) tokens against (\d+) dense"
+)
+
+
+class Reply(NamedTuple):
+    """What a server said, how many prompt tokens it found in its cache, and how many there were."""
+
+    text: str
+    cached_tokens: int
+    prompt_tokens: int
+
+
+class Capacity(NamedTuple):
+    """What a server with ``--kv-compress spark`` reports at start-up."""
+
+    bytes_per_token: int
+    dense_bytes_per_token: int
+    kept: str
+    tokens: int
+    dense_tokens: int
 
 
 class ServerFailed(RuntimeError):
@@ -118,6 +142,22 @@ class LocalServer:
         if text is not None:
             body["text"] = text
         return self._json(requests.post(f"{self.url}/generate", json=body, timeout=300))
+
+    def chat(self, messages: list[dict[str, str]], *, max_tokens: int) -> Reply:
+        """One greedy chat completion through the OpenAI client."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none")
+        response = client.chat.completions.create(
+            model=self.model, messages=messages, temperature=0, max_tokens=max_tokens
+        )
+        # Reported with --enable-cache-report only.
+        details = response.usage.prompt_tokens_details
+        cached_tokens = details.cached_tokens if details else 0
+        return Reply(response.choices[0].message.content, cached_tokens, response.usage.prompt_tokens)
+
+    def capacity(self) -> Capacity:
+        """The start-up line about the compressed cache."""
+        size, dense_size, kept, tokens, dense_tokens = self.log_line(CAPACITY_LINE).groups()
+        return Capacity(int(size), int(dense_size), kept, int(tokens), int(dense_tokens))
 
     def flush_cache(self) -> None:
         """Empty the radix tree."""

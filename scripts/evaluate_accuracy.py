@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import openai
 import orjson
 from rich.console import Console
 from rich.progress import track
@@ -113,16 +112,12 @@ def main() -> int:
 
 def ask(server: LocalServer, items: list[RecallItem]) -> list[bool]:
     """Whether each question of each item is answered; every turn goes on from the expected answers before it."""
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
-
-    def is_right(item: RecallItem, turn: int) -> bool:
-        response = client.chat.completions.create(
-            model="recall", messages=item.messages(turn), temperature=0, max_tokens=32
-        )
-        return item.turns[turn].is_correct(response.choices[0].message.content)
 
     def conversation(item: RecallItem) -> list[bool]:
-        return [is_right(item, turn) for turn in range(len(item.turns))]
+        return [
+            asked.is_correct(server.chat(item.messages(turn), max_tokens=32).text)
+            for turn, asked in enumerate(item.turns)
+        ]
 
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         return [right for answers in pool.map(conversation, items) for right in answers]
@@ -132,8 +127,8 @@ def bytes_per_token_head(server: LocalServer, setting: Setting) -> float:
     """Bytes of K + V per token and KV head of 128 channels, from the start-up line."""
     if setting is DENSE:
         return DENSE_BYTES
-    size, dense = server.log_line(r"SparK KV cache: (\d+) bytes per token against (\d+) dense").groups()
-    return DENSE_BYTES * int(size) / int(dense)
+    capacity = server.capacity()
+    return DENSE_BYTES * capacity.bytes_per_token / capacity.dense_bytes_per_token
 
 
 def summarize(setting: Setting, size: float, kind: str, length: int, right: list[bool], dense: list[bool]) -> Row:

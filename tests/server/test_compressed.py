@@ -13,9 +13,6 @@ from recall_tasks import Turn, make_items
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 128
 POOL_TOKENS = 8192
 FLAGS = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS))
-CAPACITY_LINE = (
-    r"SparK KV cache: (\d+) bytes per token against (\d+) dense \(([\d.]+)\), (.*), (\d+) tokens against (\d+)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -113,5 +110,5 @@ def test_capacity_line_agrees_with_arithmetic(dense_and_spark, small_values):
 
 
 def _capacity(server: LocalServer) -> tuple[int, ...]:
-    match = server.log_line(CAPACITY_LINE)
-    return tuple(int(match[group]) for group in (1, 2, 5, 6))
+    capacity = server.capacity()
+    return capacity.bytes_per_token, capacity.dense_bytes_per_token, capacity.tokens, capacity.dense_tokens

@@ -6,7 +6,6 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import openai
 import requests
 
 from local_server import LocalServer
@@ -24,41 +23,27 @@ def shared_prefix(server: LocalServer) -> Said:
 
 def chat(server: LocalServer) -> Said:
     """A conversation of four turns that goes on from the server's own answers."""
-    item = make_items("multi_turn", seed=2, count=1, target_tokens=600, questions=4)[0]
-    said = []
-    messages: list[dict[str, str]] = []
-    for turn in range(4):
-        messages.append(item.messages(turn)[-1])
-        content, cached = complete_chat(server, messages)
-        messages.append({"role": "assistant", "content": content})
-        said.append((content, cached))
-    return said
+    return _converse(server, [], _chat_item())
+
+
+def scripted_chat(server: LocalServer) -> Said:
+    """The same questions whose answers so far are given, so that prompts do not depend on the server."""
+    item = _chat_item()
+    return [complete_chat(server, item.messages(turn)) for turn in range(len(item.turns))]
 
 
 def two_users(server: LocalServer) -> Said:
     """Two users, two turns each, one long system prompt in common."""
     common = make_items("multi_needle", seed=3, count=1, target_tokens=400)[0].document
-    system = {"role": "system", "content": common}
     said = []
     for seed in (4, 5):
         item = make_items("multi_turn", seed=seed, count=1, target_tokens=100, questions=2)[0]
-        messages = [system]
-        for turn in range(2):
-            messages.append(item.messages(turn)[-1])
-            content, cached = complete_chat(server, messages)
-            messages.append({"role": "assistant", "content": content})
-            said.append((content, cached))
+        said += _converse(server, [{"role": "system", "content": common}], item)
     return said
 
 
-def scripted_chat(server: LocalServer) -> Said:
-    """A conversation of four turns whose answers so far are given, so that prompts do not depend on the server."""
-    item = make_items("multi_turn", seed=2, count=1, target_tokens=600, questions=4)[0]
-    return [complete_chat(server, item.messages(turn)) for turn in range(4)]
-
-
 def concurrent(server: LocalServer) -> Said:
-    """Twenty requests at once, of unequal lengths, some with a common prefix; more than a small pool holds."""
+    """Twenty requests at once, of unequal lengths; more than a small pool holds."""
     prompts = [prompt for length in (60, 100, 160, 240) for prompt in _prompts(seed=length, count=5, tokens=length)]
     with ThreadPoolExecutor(len(prompts)) as pool:
         answers = pool.map(lambda prompt: server.generate(prompt, **_to_the_end(96)), prompts)
@@ -92,10 +77,22 @@ def aborts(server: LocalServer) -> Said:
 
 def complete_chat(server: LocalServer, messages: list[dict[str, str]], max_tokens: int = 24) -> tuple[str, int]:
     """Answer and cached prompt tokens of one greedy chat completion."""
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
-    response = client.chat.completions.create(model="m", messages=messages, temperature=0, max_tokens=max_tokens)
-    details = response.usage.prompt_tokens_details
-    return response.choices[0].message.content, details.cached_tokens if details else 0
+    reply = server.chat(messages, max_tokens=max_tokens)
+    return reply.text, reply.cached_tokens
+
+
+def _chat_item() -> RecallItem:
+    return make_items("multi_turn", seed=2, count=1, target_tokens=600, questions=4)[0]
+
+
+def _converse(server: LocalServer, messages: list[dict[str, str]], item: RecallItem) -> Said:
+    """Ask the item's questions in turn, after ``messages``, each after the server's own answers so far."""
+    said = []
+    for turn in range(len(item.turns)):
+        messages.append(item.messages(turn)[-1])
+        said.append(complete_chat(server, messages))
+        messages.append({"role": "assistant", "content": said[-1][0]})
+    return said
 
 
 def _said(answer: dict) -> tuple:
