@@ -133,8 +133,11 @@ class LocalServer:
         """``/server_info``: resolved arguments and sizes."""
         return self._json(requests.get(f"{self.url}/server_info", timeout=30))
 
-    def generate(self, text: str | None = None, *, max_new_tokens: int = 16, **request: Any) -> dict[str, Any]:
-        """One greedy ``/generate`` call; ``request`` adds or replaces fields of its body."""
+    def generate(self, text: str | list[str] | None = None, *, max_new_tokens: int = 16, **request: Any) -> Any:
+        """One greedy ``/generate`` call; ``request`` adds or replaces fields of its body.
+
+        Returns the answer, a dictionary, or for several texts a list of them.
+        """
         body: dict[str, Any] = {
             "sampling_params": {"temperature": 0, "max_new_tokens": max_new_tokens},
             **request,
