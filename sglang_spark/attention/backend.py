@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +13,14 @@ from sglang.srt.runtime_context import get_parallel
 from sglang_spark.attention.indices import fill_slots, indptr
 from sglang_spark.pool import SparkTokenToKVPool
 from spark_kernels import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, SparkBatchWriteWrapper
+from spark_kernels.implementation import runs_triton
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
 
 
 class SparkAttnBackend(AttentionBackend):
@@ -46,6 +50,7 @@ class SparkAttnBackend(AttentionBackend):
         check_layers(model_runner.model)
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.device = torch.device(model_runner.device)
+        logger.info(f"SparK attention: {'Triton' if runs_triton(self.device) else 'numba'} kernels on {self.device}")
         num_qo_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
         self.shape = (num_qo_heads, self.pool.layout.num_kv_heads, model_runner.model_config.head_dim)
         self.eager_decode = SparkBatchDecodeWrapper(self.device)

@@ -19,6 +19,7 @@ def server():
 
 
 def test_questions_are_answered_and_the_second_finds_its_prefix(server):
+    server.log_line("SparK attention: Triton kernels on cpu")
     item = make_items("multi_turn", seed=41, count=1, target_tokens=100, questions=2)[0]
     cached_tokens = []
     for turn in item.turns:

@@ -18,6 +18,7 @@ def serves(q: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether FlashInfer is there for these queries and values."""
     return (
         q.device.type == "cuda"
+        and q.shape[0] > 0
         and q.dtype in _DTYPES
         and q.shape[2] == v.shape[2]
         and q.shape[2] in _HEAD_DIMS
