@@ -20,7 +20,7 @@ def server():
 
 def test_questions_are_answered_and_the_second_finds_its_prefix(server):
     server.log_line("SparK attention: Triton kernels on cpu")
-    item = make_items("multi_turn", seed=41, count=1, target_tokens=100, questions=2)[0]
+    item = make_items("multi_turn", seed=41, count=1, target_tokens=50, questions=2)[0]
     cached_tokens = []
     for turn in item.turns:
         begun, _, _ = turn.answer.partition(turn.value)
@@ -28,4 +28,4 @@ def test_questions_are_answered_and_the_second_finds_its_prefix(server):
         said = server.generate(prompt, max_new_tokens=len(turn.value.split()))
         assert turn.is_correct(said["text"]), said
         cached_tokens.append(said["meta_info"]["cached_tokens"])
-    assert cached_tokens[0] == 0 and cached_tokens[1] > 64
+    assert cached_tokens[0] == 0 and cached_tokens[1] >= 32

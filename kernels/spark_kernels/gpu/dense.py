@@ -1,9 +1,9 @@
 """Attention over dense keys and values of a ragged batch, with log-sum-exp.
 
-Two implementations: FlashInfer's where it is installed and takes the shapes (`spark_kernels.gpu.dense_flashinfer`), as
-the fastest there is, and the Triton kernel below for everything else. The kernel is our own because it can be tested
-where there is no GPU, takes soft caps, float32 and values with a head_dim of their own, and returns the lse, which
-SGLang's extend kernel does not without a paged cache and PyTorch's ``varlen_attn`` only documents.
+FlashInfer's where it is installed and takes the shapes (`spark_kernels.gpu.dense_flashinfer`), as the fastest there is,
+and the Triton kernel below for everything else: float32, values with a head_dim of their own, AMD's GPUs. The kernel
+is our own because it can then be tested where there is no GPU, under Triton's interpreter. SGLang's extend kernel would
+bring SGLang in, and PyTorch's ``varlen_attn`` has no soft cap and no float32.
 """
 
 from __future__ import annotations
