@@ -110,8 +110,8 @@ def measure(variant: Variant, arch: int) -> Cost:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = re.search(r"REG:(\d+) STACK:(\d+)", _cuobjdump("-res-usage", file.name))
-        code = _cuobjdump("-sass", file.name)
+        usage = re.search(r"REG:(\d+) STACK:(\d+)", cuobjdump("-res-usage", file.name))
+        code = cuobjdump("-sass", file.name)
     count = _loop_instructions(code) if variant.kernel == "decode" else len(INSTRUCTION.findall(code))
     size = key_format.row_bytes
     if variant.kernel in ("decode", "write"):
@@ -187,7 +187,8 @@ def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warp
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def _cuobjdump(flag: str, path: str) -> str:
+def cuobjdump(flag: str, path: str) -> str:
+    """What NVIDIA's tool says about a file of machine code."""
     result = subprocess.run([TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True)
     return result.stdout + result.stderr
 

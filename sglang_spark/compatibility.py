@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch
+
+from spark_kernels.gpu import HEAD_DIMS, MAX_GROUP
+from spark_kernels.implementation import runs_triton
 
 BACKEND = "spark"
 VALUE_CACHE_DTYPES = ("auto", "fp8_e4m3")
@@ -84,7 +88,28 @@ def _kv_cache_dtype(launch: Launch) -> Any:
 
 
 def _without_kernels(launch: Launch) -> Any:
-    return launch.resolved.device if launch.resolved.device != "cpu" else None
+    return launch.resolved.device if launch.resolved.device not in ("cpu", "cuda") else None
+
+
+def _head_dim_without_gpu_kernels(launch: Launch) -> Any:
+    model = launch.model_config
+    unserved = [head_dim for head_dim in (model.head_dim, model.v_head_dim) if head_dim not in HEAD_DIMS]
+    return unserved[0] if unserved and _runs_triton(launch) else None
+
+
+def _group_without_gpu_kernels(launch: Launch) -> Any:
+    model = launch.model_config
+    group = model.num_attention_heads // model.get_total_num_kv_heads()
+    return group if group > MAX_GROUP and _runs_triton(launch) else None
+
+
+def _runs_triton(launch: Launch) -> bool:
+    return runs_triton(torch.device(launch.resolved.device))
+
+
+def _whole_prefill_graphs(launch: Launch) -> Any:
+    config = launch.resolved.cuda_graph_config
+    return "full" if config is not None and config.prefill.backend == "full" else None
 
 
 def _disaggregated(launch: Launch) -> Any:
@@ -143,8 +168,26 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "--device",
         _without_kernels,
-        "this release has kernels for the CPU only",
-        "Use --device cpu, or serve with --kv-compress none",
+        "SparK has kernels for cuda and cpu",
+        "Use one of these, or serve with --kv-compress none",
+    ),
+    Refusal(
+        "model's head_dim on a GPU",
+        _head_dim_without_gpu_kernels,
+        f"SparK's GPU kernels take {', '.join(map(str, HEAD_DIMS))}",
+        _SERVE_DENSE,
+    ),
+    Refusal(
+        "model's query heads per KV head on a GPU",
+        _group_without_gpu_kernels,
+        f"SparK's GPU kernels take at most {MAX_GROUP}",
+        _SERVE_DENSE,
+    ),
+    Refusal(
+        "--cuda-graph-backend-prefill",
+        _whole_prefill_graphs,
+        "SparK plans each prefill batch on the host, which one graph of the whole prefill cannot repeat",
+        "Use breakable, tc_piecewise or disabled",
     ),
     Refusal(
         "--speculative-algorithm",

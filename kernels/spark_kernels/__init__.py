@@ -8,14 +8,8 @@ from spark_kernels.record import (
     ValueFormat,
     legal_key_ratios,
 )
-from spark_kernels.wrappers import (
-    SparkBatchDecodeWrapper,
-    SparkBatchPrefillWrapper,
-    merge_state,
-    restore_keys,
-    restore_values,
-    write_rows,
-)
+from spark_kernels.storage import SparkBatchWriteWrapper, restore_keys, restore_values, write_rows
+from spark_kernels.wrappers import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, merge_state
 
 __all__ = [
     "CompressedKeyFormat",
@@ -24,6 +18,7 @@ __all__ = [
     "RawKeyFormat",
     "SparkBatchDecodeWrapper",
     "SparkBatchPrefillWrapper",
+    "SparkBatchWriteWrapper",
     "ValueFormat",
     "legal_key_ratios",
     "merge_state",

@@ -1,12 +1,13 @@
-"""The operations as an attention backend calls them: plan once per step, run once per layer.
+"""Attention as an attention backend calls it: plan once per step, run once per layer.
 
 Arguments are checked here and named in errors; the work is done by the implementation of the tensors' device.
-Functions and conventions follow FlashInfer's wrappers: ragged batches by indptr tensors, natural-log lse.
+Functions and conventions follow FlashInfer's wrappers, ragged batches by indptr tensors; lse are natural logarithms.
+
+What only a GPU knows is not checked, because to look at it is to wait for it: numbers in tensors on a GPU are taken as
+they are.
 """
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import torch
 
@@ -17,39 +18,51 @@ from spark_kernels.checks import (
     check_indptr,
     check_planned,
     check_rows,
-    check_slots,
     check_tensor,
 )
+from spark_kernels.implementation import implementation
 from spark_kernels.record import LayerRows
-
-
-def _implementation(device: torch.device) -> ModuleType:
-    """The kernels for a device. This is the only place that chooses."""
-    if device.type == "cpu":
-        from spark_kernels import cpu
-
-        return cpu
-    raise NotImplementedError(f"spark_kernels has no kernels for device {device} in this version: use device cpu")
 
 
 class SparkBatchDecodeWrapper:
     """Decode attention over rows: one query per request.
 
+    In CUDA-graph mode (FlashInfer's ``use_cuda_graph``) a wrapper serves batches of one size. Everything that `run`
+    reads besides its arguments stays where it is, so a captured `run` can be replayed after any later `plan`.
+
     Parameters
     ----------
     device
         Where the tensors of `run` will be.
+    kv_indptr_buffer
+        CUDA-graph mode, with ``kv_indices_buffer``: int32 ``[batch + 1]`` on the device. `plan` copies its
+        ``kv_indptr`` here, unless it is this tensor.
+    kv_indices_buffer
+        int32 or int64 ``[most tokens]`` on the device, the same for ``kv_indices``.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        device: torch.device | str,
+        *,
+        kv_indptr_buffer: torch.Tensor | None = None,
+        kv_indices_buffer: torch.Tensor | None = None,
+    ) -> None:
         self._device = torch.device(device)
-        self._kernels = _implementation(self._device)
+        self._kernels = implementation(self._device)
         self._plan = None
+        self._shape: tuple[int, int, int, int] | None = None
+        self._buffers = (kv_indptr_buffer, kv_indices_buffer)
+        self._is_fixed = kv_indptr_buffer is not None
+        if self._is_fixed != (kv_indices_buffer is not None):
+            raise ValueError("kv_indptr_buffer and kv_indices_buffer belong together: give both or none")
+        if self._is_fixed and not self._kernels.CUDA_GRAPHS:
+            raise NotImplementedError(f"kv_indptr_buffer: there are no CUDA graphs on device {device}")
 
     def plan(
         self, kv_indptr: torch.Tensor, kv_indices: torch.Tensor, num_qo_heads: int, num_kv_heads: int, head_dim: int
     ) -> None:
-        """Prepare one decode step, for all its layers.
+        """Prepare one decode step, for all its layers. No GPU is waited for.
 
         Parameters
         ----------
@@ -59,14 +72,36 @@ class SparkBatchDecodeWrapper:
             int32 or int64 ``[>= kv_indptr[-1]]``, the slots of request r's tokens are
             ``kv_indices[kv_indptr[r] : kv_indptr[r + 1]]``.
         num_qo_heads, num_kv_heads, head_dim
-            Shape of queries and keys.
+            Shape of queries and keys; in CUDA-graph mode the same in each call, as is the batch.
         """
         check_heads(num_qo_heads, num_kv_heads)
         total = check_indptr("kv_indptr", kv_indptr)
-        self._slots = check_indices("kv_indices", kv_indices, total)
-        self._q_shape = (kv_indptr.shape[0] - 1, num_qo_heads, head_dim)
-        self._num_kv_heads = num_kv_heads
-        self._plan = self._kernels.DecodePlan.build(kv_indptr, kv_indices[:total])
+        slots = check_indices("kv_indices", kv_indices, total, self._device)
+        kv_indptr = kv_indptr.to(self._device, non_blocking=True)
+        shape = (kv_indptr.shape[0] - 1, num_qo_heads, num_kv_heads, head_dim)
+        if not self._is_fixed:
+            self._plan = self._kernels.DecodePlan.build(kv_indptr, kv_indices[:total], num_kv_heads)
+        else:
+            self._fill_buffers(kv_indptr, kv_indices, shape)
+            if self._plan is None:
+                self._plan = self._kernels.DecodePlan.build(*self._buffers, num_kv_heads)
+            else:
+                self._plan.fill(self._buffers[0], num_kv_heads)
+        self._slots, self._shape = slots, shape
+
+    def _fill_buffers(
+        self, kv_indptr: torch.Tensor, kv_indices: torch.Tensor, shape: tuple[int, int, int, int]
+    ) -> None:
+        indptr_buffer, indices_buffer = self._buffers
+        if shape[0] != indptr_buffer.shape[0] - 1:
+            raise ValueError(f"kv_indptr_buffer is for {indptr_buffer.shape[0] - 1} requests, kv_indptr has {shape[0]}")
+        if self._shape not in (None, shape):
+            raise ValueError(f"batch, num_qo_heads, num_kv_heads, head_dim are fixed at {self._shape}, got {shape}")
+        if kv_indices.shape[0] > indices_buffer.shape[0]:
+            raise ValueError(f"kv_indices_buffer holds {indices_buffer.shape[0]} slots, got {kv_indices.shape[0]}")
+        for buffer, given in zip(self._buffers, (kv_indptr, kv_indices), strict=True):
+            if given.data_ptr() != buffer.data_ptr():
+                buffer[: given.shape[0]].copy_(given, non_blocking=True)
 
     def run(
         self,
@@ -104,8 +139,9 @@ class SparkBatchDecodeWrapper:
         -inf.
         """
         check_planned(self._plan)
-        check_tensor("q", q, self._q_shape, FLOAT_DTYPES, self._device)
-        check_rows(rows, self._num_kv_heads, self._q_shape[2], self._slots, "kv_indices", self._device)
+        batch, num_qo_heads, num_kv_heads, head_dim = self._shape
+        check_tensor("q", q, (batch, num_qo_heads, head_dim), FLOAT_DTYPES, self._device)
+        check_rows(rows, num_kv_heads, head_dim, self._slots, "kv_indices", self._device)
         result, lse = self._kernels.decode_attention(
             q, rows, self._plan, sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, v_scale=v_scale
         )
@@ -120,15 +156,16 @@ class SparkBatchPrefillWrapper:
     device
         Where the tensors of `run` will be.
     segment_tokens
-        Prefix tokens restored at a time; the workspace holds this many dense keys and values of all KV heads.
+        Prefix tokens restored at a time; the workspace holds this many dense keys and values of all KV heads. The
+        device's kernels choose if None.
     """
 
-    def __init__(self, device: torch.device | str, segment_tokens: int = 2048) -> None:
-        if segment_tokens < 1:
-            raise ValueError(f"segment_tokens={segment_tokens} must be positive")
+    def __init__(self, device: torch.device | str, segment_tokens: int | None = None) -> None:
         self._device = torch.device(device)
-        self._kernels = _implementation(self._device)
-        self._segment_tokens = segment_tokens
+        self._kernels = implementation(self._device)
+        self._segment_tokens = self._kernels.SEGMENT_TOKENS if segment_tokens is None else segment_tokens
+        if self._segment_tokens < 1:
+            raise ValueError(f"segment_tokens={segment_tokens} must be positive")
         self._plan = None
 
     def plan(
@@ -142,6 +179,8 @@ class SparkBatchPrefillWrapper:
         causal: bool = True,
     ) -> None:
         """Prepare one extend step, for all its layers.
+
+        This happens on the host: ``qo_indptr`` and ``prefix_indptr`` may be there already, and else are waited for.
 
         Parameters
         ----------
@@ -157,17 +196,18 @@ class SparkBatchPrefillWrapper:
             Whether a token sees only itself and earlier tokens of its chunk. It sees all of the prefix in any case.
         """
         check_heads(num_qo_heads, num_kv_heads)
+        qo_indptr, prefix_indptr = qo_indptr.cpu(), prefix_indptr.cpu()
         tokens = check_indptr("qo_indptr", qo_indptr)
         total = check_indptr("prefix_indptr", prefix_indptr)
         if prefix_indptr.shape != qo_indptr.shape:
             raise ValueError(
                 f"qo_indptr and prefix_indptr must have one length, got {len(qo_indptr)} and {len(prefix_indptr)}"
             )
-        self._slots = check_indices("prefix_indices", prefix_indices, total)
+        self._slots = check_indices("prefix_indices", prefix_indices, total, self._device)
         self._q_shape = (tokens, num_qo_heads, head_dim)
         self._num_kv_heads = num_kv_heads
         self._plan = self._kernels.ExtendPlan.build(
-            qo_indptr, prefix_indptr, prefix_indices[:total], causal, self._segment_tokens
+            qo_indptr, prefix_indptr, prefix_indices[:total], causal, self._segment_tokens, self._plan
         )
 
     def run(
@@ -216,63 +256,6 @@ class SparkBatchPrefillWrapper:
         return _deliver(result, lse, q, out, return_lse)
 
 
-def write_rows(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slots: torch.Tensor,
-    rows: LayerRows,
-    *,
-    qo_indptr: torch.Tensor | None = None,
-    window: int = 32,
-    v_scale: float = 1.0,
-) -> None:
-    """Select channels, pack and store the keys and values of new tokens.
-
-    Parameters
-    ----------
-    q
-        bfloat16, float16 or float32 ``[num_tokens, num_qo_heads, head_dim]``, the tokens' queries: which channels of
-        a key are kept depends on them (see `spark_kernels.reference.query_norms`).
-    k, v
-        Same dtypes, ``[num_tokens, num_kv_heads, head_dim]``, ``v`` with its own head_dim.
-    slots
-        int32 or int64 ``[num_tokens]``, where to store them.
-    rows
-        The layer's cache, changed in place.
-    qo_indptr
-        int32 or int64 ``[num_requests + 1]``: tokens of each request's chunk. None in decode, where each token is a
-        request of its own.
-    window
-        Queries at the end of a chunk that decide (32 in SparK).
-    v_scale
-        ``v / v_scale`` is stored.
-    """
-    kernels = _implementation(rows.device)
-    check_tensor("k", k, (k.shape[0], rows.num_kv_heads, rows.key_format.head_dim), FLOAT_DTYPES, rows.device)
-    check_tensor("v", v, (k.shape[0], rows.num_kv_heads, rows.value_format.head_dim), FLOAT_DTYPES, rows.device)
-    check_tensor("q", q, (k.shape[0], q.shape[1], rows.key_format.head_dim), FLOAT_DTYPES, rows.device)
-    check_heads(q.shape[1], rows.num_kv_heads)
-    check_slots("slots", check_indices("slots", slots, k.shape[0]), rows)
-    if window < 1:
-        raise ValueError(f"window={window} must be positive")
-    if qo_indptr is not None and check_indptr("qo_indptr", qo_indptr) != k.shape[0]:
-        raise ValueError(f"qo_indptr must end at the number of tokens {k.shape[0]}, got {int(qo_indptr[-1])}")
-    kernels.write_rows(q, k, v, slots[: k.shape[0]], rows, qo_indptr=qo_indptr, window=window, v_scale=v_scale)
-
-
-def restore_keys(rows: LayerRows, slots: torch.Tensor) -> torch.Tensor:
-    """Keys at ``slots`` (int32 or int64 ``[n]``) as attention sees them, float32 ``[n, num_kv_heads, head_dim]``."""
-    check_slots("slots", check_indices("slots", slots, slots.shape[0]), rows)
-    return _implementation(rows.device).restore_keys(rows, slots)
-
-
-def restore_values(rows: LayerRows, slots: torch.Tensor, v_scale: float = 1.0) -> torch.Tensor:
-    """Values at ``slots`` (int32 or int64 ``[n]``), float32 ``[n, num_kv_heads, v_head_dim]``."""
-    check_slots("slots", check_indices("slots", slots, slots.shape[0]), rows)
-    return _implementation(rows.device).restore_values(rows, slots, v_scale).float()
-
-
 def merge_state(
     out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -285,7 +268,7 @@ def merge_state(
     check_tensor("out_b", out_b, tuple(out_a.shape), FLOAT_DTYPES, out_a.device)
     check_tensor("lse_a", lse_a, tuple(out_a.shape[:2]), (torch.float32,), out_a.device)
     check_tensor("lse_b", lse_b, tuple(out_a.shape[:2]), (torch.float32,), out_a.device)
-    out, lse = _implementation(out_a.device).merge_state(out_a, lse_a, out_b, lse_b)
+    out, lse = implementation(out_a.device).merge_state(out_a, lse_a, out_b, lse_b)
     return out.to(out_a.dtype), lse
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.runtime_context import get_parallel
 
-from sglang_spark.attention.indices import indptr, ragged_slots
+from sglang_spark.attention.indices import fill_slots, indptr
 from sglang_spark.pool import SparkTokenToKVPool
-from spark_kernels.wrappers import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, write_rows
+from spark_kernels import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, SparkBatchWriteWrapper
+from spark_kernels.implementation import runs_triton
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
 
 
 class SparkAttnBackend(AttentionBackend):
@@ -44,29 +49,100 @@ class SparkAttnBackend(AttentionBackend):
             )
         check_layers(model_runner.model)
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
-        self.decode = SparkBatchDecodeWrapper(model_runner.device)
-        self.prefill = SparkBatchPrefillWrapper(model_runner.device)
-        num_qo_heads = model_runner.model_config.num_attention_heads // model_runner.tp_size
+        self.device = torch.device(model_runner.device)
+        logger.info(f"SparK attention: {'Triton' if runs_triton(self.device) else 'numba'} kernels on {self.device}")
+        num_qo_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
         self.shape = (num_qo_heads, self.pool.layout.num_kv_heads, model_runner.model_config.head_dim)
-        # Of the extend batch at hand: where each request's new tokens begin and end, int32 [batch + 1].
-        self.qo_indptr: torch.Tensor | None = None
+        self.eager_decode = SparkBatchDecodeWrapper(self.device)
+        # Of captured decode, by batch size; they share the buffers of `init_cuda_graph_state`.
+        self.captured_decode: dict[int, SparkBatchDecodeWrapper] = {}
+        # Those of the batch at hand.
+        self.decode = self.eager_decode
+        self.prefill = SparkBatchPrefillWrapper(self.device)
+        self.writer = SparkBatchWriteWrapper(self.device)
+        self.num_new_tokens = 0
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
-        """Plan the batch, once for all layers."""
+        """Plan a batch that runs eagerly, once for all layers."""
         mode = forward_batch.forward_mode
         if mode.is_idle():
             return
         if mode.is_decode():
-            self.decode.plan(
-                *ragged_slots(self.req_to_token, forward_batch.req_pool_indices, forward_batch.seq_lens), *self.shape
+            self._plan_eager_decode(forward_batch)
+        else:
+            self._plan_extend(forward_batch)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+        """Allocate what captured decode reads: room for the longest contexts of the largest batch."""
+        self.kv_indptr = torch.zeros(max_bs + 1, dtype=torch.int32, device=self.device)
+        self.kv_indices = torch.zeros(max_bs * self.req_to_token.shape[1], dtype=torch.int32, device=self.device)
+        self.captured_decode.clear()
+
+    def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False):
+        """Plan a decode batch for a CUDA graph, before its capture or a replay. Nothing is read on the host.
+
+        Requests added to fill a captured batch have length 1 and attend to some slot; their tokens go to slot 0,
+        SGLang's for padding.
+        """
+        batch_size = forward_batch.batch_size
+        kv_indptr = self.kv_indptr[: batch_size + 1]
+        if batch_size not in self.captured_decode:
+            self.captured_decode[batch_size] = SparkBatchDecodeWrapper(
+                self.device, kv_indptr_buffer=kv_indptr, kv_indices_buffer=self.kv_indices
             )
-            return
-        self.qo_indptr = indptr(forward_batch.extend_seq_lens)
-        self.prefill.plan(
-            self.qo_indptr,
-            *ragged_slots(self.req_to_token, forward_batch.req_pool_indices, forward_batch.extend_prefix_lens),
-            *self.shape,
+        self.decode = self.captured_decode[batch_size]
+        self._plan_decode(self.decode, forward_batch, kv_indptr, self.kv_indices)
+        if in_capture:
+            # Of the graph: a replay's own slots have been copied there.
+            self.writer.plan(forward_batch.out_cache_loc)
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Length of the requests that fill up a captured batch."""
+        return 1
+
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """Length of the requests that fill up a batch on the CPU."""
+        return 1
+
+    def _plan_eager_decode(self, forward_batch: ForwardBatch) -> None:
+        total = forward_batch.seq_lens_sum
+        if total is None:
+            total = forward_batch.batch_size * self.req_to_token.shape[1]
+        self.decode = self.eager_decode
+        self._plan_decode(self.decode, forward_batch, None, self._empty_slots(total))
+        self.writer.plan(forward_batch.out_cache_loc)
+
+    def _plan_decode(
+        self,
+        wrapper: SparkBatchDecodeWrapper,
+        forward_batch: ForwardBatch,
+        kv_indptr: torch.Tensor | None,
+        kv_indices: torch.Tensor,
+    ) -> None:
+        lengths = forward_batch.seq_lens
+        kv_indptr = indptr(lengths, kv_indptr)
+        fill_slots(self.req_to_token, forward_batch.req_pool_indices, lengths, kv_indptr, kv_indices)
+        wrapper.plan(kv_indptr, kv_indices, *self.shape)
+
+    def _plan_extend(self, forward_batch: ForwardBatch) -> None:
+        chunks, prefixes = (
+            indptr(torch.tensor(lengths, dtype=torch.int64))
+            for lengths in (forward_batch.extend_seq_lens_cpu, forward_batch.extend_prefix_lens_cpu)
         )
+        lengths = forward_batch.extend_prefix_lens
+        slots = fill_slots(
+            self.req_to_token,
+            forward_batch.req_pool_indices,
+            lengths,
+            indptr(lengths),
+            self._empty_slots(int(prefixes[-1])),
+        )
+        self.prefill.plan(chunks, prefixes, slots, *self.shape)
+        self.num_new_tokens = int(chunks[-1])
+        self.writer.plan(forward_batch.out_cache_loc[: self.num_new_tokens], indptr(forward_batch.extend_seq_lens))
+
+    def _empty_slots(self, count: int) -> torch.Tensor:
+        return torch.empty(count, dtype=torch.int32, device=self.device)
 
     def forward_decode(
         self,
@@ -83,7 +159,7 @@ class SparkAttnBackend(AttentionBackend):
         q, k, v = _by_head(layer, q, k, v)
         v_scale = layer.v_scale_float or 1.0
         if save_kv_cache:
-            write_rows(q, k, v, forward_batch.out_cache_loc, rows, v_scale=v_scale)
+            self.writer.run(q, k, v, rows, v_scale=v_scale)
         out = self.decode.run(q, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
         return out.flatten(1)
 
@@ -97,14 +173,15 @@ class SparkAttnBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs,
     ) -> torch.Tensor:
-        """Attention of the new chunks; q ``[total_tokens, num_qo_heads * head_dim]``."""
+        """Attention of the new chunks; q ``[total_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
         rows = self.pool.layer_rows(layer.layer_id)
-        q, k, v = _by_head(layer, q, k, v)
+        padding = q.shape[0] - self.num_new_tokens
+        q, k, v = (x[: self.num_new_tokens] for x in _by_head(layer, q, k, v))
         v_scale = layer.v_scale_float or 1.0
         out = self.prefill.run(q, k, v, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
         if save_kv_cache:
-            write_rows(q, k, v, forward_batch.out_cache_loc, rows, qo_indptr=self.qo_indptr, v_scale=v_scale)
-        return out.flatten(1)
+            self.writer.run(q, k, v, rows, v_scale=v_scale)
+        return torch.nn.functional.pad(out.flatten(1), (0, 0, 0, padding)) if padding else out.flatten(1)
 
 
 def check_layers(model: torch.nn.Module) -> None:

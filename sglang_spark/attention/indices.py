@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import torch
 
+from spark_kernels.implementation import runs_triton
 
-def ragged_slots(
-    req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, lengths: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first ``lengths[i]`` slots of every request, end to end.
+
+def indptr(lengths: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """int32 ``[batch + 1]``: where each request's part begins and the last one ends; to ``out`` if given."""
+    if out is None:
+        out = torch.empty(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
+    out[:1].zero_()
+    torch.cumsum(lengths, dim=0, out=out[1:])
+    return out
+
+
+def fill_slots(
+    req_to_token: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    lengths: torch.Tensor,
+    kv_indptr: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """The first ``lengths[i]`` slots of every request, end to end. No GPU is waited for.
 
     Parameters
     ----------
@@ -18,23 +33,25 @@ def ragged_slots(
         int64 ``[batch]``: rows of ``req_to_token``.
     lengths
         int32 or int64 ``[batch]``: tokens to take of each.
+    kv_indptr
+        int32 ``[batch + 1]``, from `indptr`.
+    out
+        int32 ``[>= sum(lengths)]``: request i's slots go to ``out[kv_indptr[i] : kv_indptr[i + 1]]``.
 
     Returns
     -------
-    kv_indptr
-        int32 ``[batch + 1]``: request i's slots are ``kv_indices[kv_indptr[i]:kv_indptr[i + 1]]``.
-    kv_indices
-        int32 ``[sum(lengths)]``.
+    ``out``
     """
-    kv_indptr = indptr(lengths)
-    longest = int(lengths.max()) if lengths.numel() else 0
-    slots = req_to_token[req_pool_indices, :longest]
-    taken = torch.arange(longest, device=lengths.device) < lengths[:, None]
-    return kv_indptr, slots[taken]
+    if lengths.numel() == 0:
+        return out
+    if runs_triton(out.device):
+        from sglang.kernels.ops.kvcache.kv_indices import create_flashinfer_kv_indices_triton
 
-
-def indptr(lengths: torch.Tensor) -> torch.Tensor:
-    """int32 ``[batch + 1]``: where each request's part begins and the last one ends."""
-    bounds = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
-    torch.cumsum(lengths, dim=0, out=bounds[1:])
-    return bounds
+        create_flashinfer_kv_indices_triton[(lengths.numel(),)](
+            req_to_token, req_pool_indices, lengths, kv_indptr, None, out, req_to_token.stride(0)
+        )
+        return out
+    longest = int(lengths.max())
+    taken = torch.arange(longest) < lengths[:, None]
+    out[: int(kv_indptr[-1])] = req_to_token[req_pool_indices, :longest][taken]
+    return out

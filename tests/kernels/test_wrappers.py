@@ -5,8 +5,10 @@ import torch
 from kernel_cases import Layer
 
 from spark_kernels import (
+    LayerRows,
     SparkBatchDecodeWrapper,
     SparkBatchPrefillWrapper,
+    SparkBatchWriteWrapper,
     merge_state,
     restore_keys,
     restore_values,
@@ -82,7 +84,8 @@ CASES = {
     "write q": (lambda x: _write(x, q=x.q[:9]), r"q must have shape \[50, 8, 128\]"),
     "write heads": (lambda x: _write(x, q=x.q[:, :7]), "num_qo_heads=7 must be a positive multiple"),
     "write slots": (lambda x: _write(x, slots=x.slots + 10), "slots must lie in 0 .. 56"),
-    "write few slots": (lambda x: _write(x, slots=x.slots[:9]), "slots must be int32 or int64 with at least 50"),
+    "write few slots": (lambda x: _write(x, slots=x.slots[:9]), r"k must have shape \[9, 2, 128\], got \[50, 2, 128\]"),
+    "slots' dtype": (lambda x: _write(x, slots=x.slots.float()), "slots must be int32 or int64"),
     "write indptr": (
         lambda x: _write(x, qo_indptr=torch.tensor([0, 20])),
         "qo_indptr must end at the number of tokens 50, got 20",
@@ -104,15 +107,36 @@ def test_errors_name_the_argument(layer, name):
         call(layer)
 
 
-@pytest.mark.parametrize("wrapper", [SparkBatchDecodeWrapper, SparkBatchPrefillWrapper])
+@pytest.mark.parametrize("wrapper", [SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, SparkBatchWriteWrapper])
 def test_other_devices_are_refused_by_name(wrapper):
-    with pytest.raises(NotImplementedError, match="no kernels for device cuda:1"):
-        wrapper("cuda:1")
+    with pytest.raises(NotImplementedError, match="no kernels for device xpu:1: use cpu or cuda"):
+        wrapper("xpu:1")
+
+
+def test_cuda_graph_buffers_are_refused_without_cuda_graphs():
+    indptr, indices = torch.zeros(3, dtype=torch.int32), torch.zeros(9, dtype=torch.int32)
+    with pytest.raises(ValueError, match="kv_indptr_buffer and kv_indices_buffer belong together"):
+        SparkBatchDecodeWrapper("cpu", kv_indptr_buffer=indptr)
+    with pytest.raises(NotImplementedError, match="no CUDA graphs on device cpu"):
+        SparkBatchDecodeWrapper("cpu", kv_indptr_buffer=indptr, kv_indices_buffer=indices)
 
 
 def test_run_needs_a_plan(layer):
     with pytest.raises(RuntimeError, match="plan\\(\\) must be called before run\\(\\)"):
         SparkBatchDecodeWrapper("cpu").run(layer.q, layer.rows, sm_scale=0.1)
+    with pytest.raises(RuntimeError, match="plan\\(\\) must be called before run\\(\\)"):
+        SparkBatchWriteWrapper("cpu").run(layer.q, layer.k, layer.v, layer.rows)
+
+
+def test_slots_are_looked_at_once_for_all_layers(layer, monkeypatch):
+    wrapper = SparkBatchWriteWrapper("cpu")
+    wrapper.plan(layer.slots, layer.indptr)
+    monkeypatch.setattr(torch, "aminmax", None)
+    for _ in range(2):
+        wrapper.run(layer.q, layer.k, layer.v, layer.rows)
+    small = LayerRows.allocate(20, 2, layer.rows.key_format, layer.rows.value_format)
+    with pytest.raises(ValueError, match=r"slots must lie in 0 \.\. 19"):
+        wrapper.run(layer.q, layer.k, layer.v, small)
 
 
 def test_a_wrapper_can_be_planned_again(layer):

@@ -24,6 +24,14 @@ _SMALL = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 128},
     "llama-head-dim-72": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 72},
+    "llama-head-dim-80": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 80},
+    "llama-group-20": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "hidden_size": 2560,
+        "num_attention_heads": 40,
+    },
     "llama-head-dim-512": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 512},
     "deepseek-mla": {
         "architectures": ["DeepseekV2ForCausalLM"],

@@ -31,7 +31,10 @@ LAUNCHES = {
     "--prefill-only-disable-kv-cache": ("llama", ("--prefill-only-disable-kv-cache", "--is-embedding")),
     "--attn-cp-size": ("llama", ("--attn-cp-size", "2", "--tp-size", "2")),
     "--dllm-algorithm": ("llama", ("--dllm-algorithm", "LowConfidence")),
-    "--device": ("llama", ("--device", "cuda")),
+    "--device": ("llama", ("--device", "xpu")),
+    "model's head_dim on a GPU": ("llama-head-dim-80", ("--device", "cuda")),
+    "model's query heads per KV head on a GPU": ("llama-group-20", ("--device", "cuda")),
+    "--cuda-graph-backend-prefill": ("llama", ("--device", "cuda", "--cuda-graph-backend-prefill", "full")),
 }
 
 
@@ -43,3 +46,19 @@ def test_launch_is_refused_with_setting_reason_and_remedy(refusal, resolve):
     assert refusal.setting in str(error.value)
     assert refusal.why in str(error.value)
     assert refusal.instead in str(error.value)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_devices_with_kernels_are_served(device, resolve):
+    assert resolve(*SPARK, "--device", device)["attention_backend"] == "spark"
+
+
+@pytest.mark.parametrize("model", ["llama-head-dim-80", "llama-group-20"])
+def test_shapes_that_only_gpu_kernels_lack_are_served_on_the_cpu(model, resolve):
+    assert resolve(*SPARK, "--device", "cpu", model=model)["attention_backend"] == "spark"
+
+
+def test_cuda_graphs_on_cuda_are_sglangs_to_choose(resolve):
+    flags = ("--device", "cuda", "--cuda-graph-backend-decode", "full", "--cuda-graph-backend-prefill", "breakable")
+    dense = resolve(*flags, "--attention-backend", "triton")
+    assert resolve(*SPARK, *flags)["cuda_graph_config"] == dense["cuda_graph_config"]

@@ -5,11 +5,15 @@ are attention. The names below are what `spark_kernels.wrappers` needs of an imp
 """
 
 from spark_kernels.cpu.decode import DecodePlan, decode_attention
-from spark_kernels.cpu.extend import ExtendPlan, extend_attention, merge_state
+from spark_kernels.cpu.extend import SEGMENT_TOKENS, ExtendPlan, extend_attention, merge_state
 from spark_kernels.cpu.pack import write_rows
 from spark_kernels.cpu.rows import restore_keys, restore_values
 
+CUDA_GRAPHS = False
+
 __all__ = [
+    "CUDA_GRAPHS",
+    "SEGMENT_TOKENS",
     "DecodePlan",
     "ExtendPlan",
     "decode_attention",

@@ -42,7 +42,8 @@ class DecodePlan:
     request_items: np.ndarray
 
     @classmethod
-    def build(cls, kv_indptr: torch.Tensor, kv_indices: torch.Tensor) -> DecodePlan:
+    def build(cls, kv_indptr: torch.Tensor, kv_indices: torch.Tensor, num_kv_heads: int) -> DecodePlan:
+        """Chunks of a fixed length; the number of KV heads does not matter."""
         bounds = kv_indptr.to("cpu", torch.int64).numpy()
         chunks = -(-np.diff(bounds) // KV_CHUNK)
         request_items = np.concatenate([[0], np.cumsum(chunks)])

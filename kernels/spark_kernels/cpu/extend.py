@@ -15,6 +15,8 @@ from spark_kernels.cpu.rows import restore_keys, restore_values
 from spark_kernels.cpu.threads import call_parallel
 from spark_kernels.record import LayerRows
 
+# Prefix tokens restored at a time if not said otherwise.
+SEGMENT_TOKENS = 2048
 # Queries per block where logits are written out, to bound their memory.
 _QUERY_BLOCK = 256
 
@@ -37,7 +39,9 @@ class ExtendPlan:
         prefix_indices: torch.Tensor,
         causal: bool,
         segment_tokens: int,
+        previous: ExtendPlan | None = None,
     ) -> ExtendPlan:
+        """A plan of its own; it has no buffers to take over from ``previous``."""
         chunks, prefixes = (list(itertools.pairwise(x)) for x in (qo_indptr.tolist(), prefix_indptr.tolist()))
         return cls(chunks, prefixes, prefix_indices.to("cpu", torch.int64), causal, segment_tokens)
 

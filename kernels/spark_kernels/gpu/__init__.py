@@ -1,19 +1,30 @@
 """Kernels for NVIDIA GPUs, written in Triton.
 
 ``write`` makes rows, ``restore`` reads them back, ``decode`` attends to them: ``plan`` splits a batch, ``queries``
-prepares what ``scores`` looks up, ``merge`` combines the splits. The names below are those of `spark_kernels.cpu`,
-except that attention of extend is missing.
+prepares what ``scores`` looks up, ``merge`` combines the splits. ``extend`` attends to new chunks and restored
+prefixes by ``dense`` attention. The names below are those of `spark_kernels.cpu`.
 """
 
-from spark_kernels.gpu.decode import decode_attention
+from spark_kernels.gpu.decode import MAX_GROUP, decode_attention
+from spark_kernels.gpu.extend import SEGMENT_TOKENS, ExtendPlan, extend_attention
 from spark_kernels.gpu.merge import merge_state
 from spark_kernels.gpu.plan import DecodePlan
 from spark_kernels.gpu.restore import restore_keys, restore_values
+from spark_kernels.gpu.rows import HEAD_DIMS
 from spark_kernels.gpu.write import write_rows
 
+# Whether decode can be captured: a plan can be made again in place.
+CUDA_GRAPHS = True
+
 __all__ = [
+    "CUDA_GRAPHS",
+    "HEAD_DIMS",
+    "MAX_GROUP",
+    "SEGMENT_TOKENS",
     "DecodePlan",
+    "ExtendPlan",
     "decode_attention",
+    "extend_attention",
     "merge_state",
     "restore_keys",
     "restore_values",

@@ -68,6 +68,8 @@ def _decode_split(
     request = tl.load(split_request_ptr + split).to(tl.int64)
     start = tl.load(split_start_ptr + split)
     stop = tl.load(split_stop_ptr + split)
+    if start >= stop:
+        return
     tokens = tl.arange(0, BLOCK_N)
     columns = tl.arange(0, COLUMNS)
     v_channels = tl.arange(0, V_HEAD_DIM)
@@ -178,6 +180,7 @@ def decode_attention(
             HAS_SOFT_CAP=logits_soft_cap > 0,
             num_warps=NUM_WARPS,
             num_stages=1,
+            enable_fp_fusion=True,
         )
     return merge_splits(split_out, split_lse, plan.request_splits, v_scale * factor)
 

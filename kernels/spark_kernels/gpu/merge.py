@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+_BLOCK_QUERIES = 8
+
 
 @triton.jit
 def _merge_splits(
@@ -43,25 +45,39 @@ def _merge_splits(
 
 
 @triton.jit
-def _merge_state(out_a_ptr, lse_a_ptr, out_b_ptr, lse_b_ptr, out_ptr, lse_ptr, V_HEAD_DIM, BLOCK: tl.constexpr):
-    """One program per query."""
-    query = tl.program_id(0).to(tl.int64)
-    channels = tl.arange(0, BLOCK)
-    inside = channels < V_HEAD_DIM
-    lse_a = tl.load(lse_a_ptr + query)
-    lse_b = tl.load(lse_b_ptr + query)
+def _merge_state(
+    out_a_ptr,
+    lse_a_ptr,
+    out_b_ptr,
+    lse_b_ptr,
+    out_ptr,
+    lse_ptr,
+    num_queries,
+    V_HEAD_DIM,
+    BLOCK: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+):
+    """One program per block of queries."""
+    query = tl.program_id(0).to(tl.int64) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
+    exists = query < num_queries
+    channels = tl.arange(0, BLOCK)[None, :]
+    inside = exists[:, None] & (channels < V_HEAD_DIM)
+    offsets = query[:, None] * V_HEAD_DIM + channels
+    lse_a = tl.load(lse_a_ptr + query, mask=exists, other=0.0)
+    lse_b = tl.load(lse_b_ptr + query, mask=exists, other=0.0)
     peak = tl.maximum(lse_a, lse_b)
     safe_peak = tl.where(peak == float("-inf"), 0.0, peak)
-    weight_a = tl.exp(lse_a - safe_peak)
-    weight_b = tl.exp(lse_b - safe_peak)
-    total = weight_a + weight_b
-    a = tl.load(out_a_ptr + query * V_HEAD_DIM + channels, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(out_b_ptr + query * V_HEAD_DIM + channels, mask=inside, other=0.0).to(tl.float32)
+    total = tl.exp(lse_a - safe_peak) + tl.exp(lse_b - safe_peak)
+    tl.store(lse_ptr + query, safe_peak + tl.log(total), mask=exists)
+    weight_a = tl.exp(lse_a - safe_peak)[:, None]
+    weight_b = tl.exp(lse_b - safe_peak)[:, None]
+    total = total[:, None]
+    a = tl.load(out_a_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(out_b_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     # The output over no keys is not read: nothing says that it is a number.
     merged = tl.where(weight_a > 0, a * weight_a, 0.0) + tl.where(weight_b > 0, b * weight_b, 0.0)
     merged = tl.where(total != total, total, merged / tl.where(total > 0, total, 1.0))
-    tl.store(out_ptr + query * V_HEAD_DIM + channels, merged, mask=inside)
-    tl.store(lse_ptr + query, safe_peak + tl.log(total))
+    tl.store(out_ptr + offsets, merged, mask=inside)
 
 
 def merge_splits(
@@ -103,13 +119,34 @@ def merge_state(
     """See `spark_kernels.reference.merge_state`."""
     out = torch.empty(out_a.shape, dtype=torch.float32, device=out_a.device)
     lse = torch.empty(lse_a.shape, dtype=torch.float32, device=out_a.device)
+    _launch_merge_state(out_a.contiguous(), lse_a.contiguous(), out_b, lse_b, out, lse)
+    return out, lse
+
+
+def merge_into(out: torch.Tensor, lse: torch.Tensor, other: torch.Tensor, other_lse: torch.Tensor) -> None:
+    """`spark_kernels.reference.merge_state` in place: the result is in ``out`` and ``lse``, contiguous float32."""
+    _launch_merge_state(out, lse, other, other_lse, out, lse)
+
+
+def _launch_merge_state(
+    out_a: torch.Tensor,
+    lse_a: torch.Tensor,
+    out_b: torch.Tensor,
+    lse_b: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
     if lse.numel():
-        _merge_state[(lse.numel(),)](
-            *(x.contiguous() for x in (out_a, lse_a, out_b, lse_b)),
+        _merge_state[(triton.cdiv(lse.numel(), _BLOCK_QUERIES),)](
+            out_a,
+            lse_a,
+            out_b.contiguous(),
+            lse_b.contiguous(),
             out,
             lse,
-            out_a.shape[-1],
-            BLOCK=triton.next_power_of_2(out_a.shape[-1]),
-            num_warps=2,
+            lse.numel(),
+            out.shape[-1],
+            BLOCK=triton.next_power_of_2(out.shape[-1]),
+            BLOCK_QUERIES=_BLOCK_QUERIES,
+            num_warps=4,
         )
-    return out, lse

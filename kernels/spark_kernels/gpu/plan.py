@@ -1,31 +1,35 @@
-"""How decode attention over a ragged batch is split into programs."""
+"""How decode attention over a ragged batch is split into programs: planned where the batch is, never on the host."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+import triton
+import triton.language as tl
 
 # Programs that should run at once on each SM, to hide each other's loads.
 _PROGRAMS_PER_SM = 4
 # Below this a split's own cost, its lookup tables and its partial result, is no longer small.
 _SHORTEST_SPLIT = 512
 _SPLIT_STEP = 128
-# Where there is no GPU to ask: that of an H100.
-_DEFAULT_SMS = 132
+# Of the planning kernel, which compares each of its splits with every request.
+_SPLITS_PER_PROGRAM = 8
 
 
 @dataclass(frozen=True)
 class DecodePlan:
     """Splits of one decode step, for all its layers.
 
+    Their number depends on the size of the batch and not on its lengths, so that a step captured in a CUDA graph can
+    be planned again for other lengths; those that a step does not need are empty.
+
     Parameters
     ----------
     kv_indices
         int32 or int64, the slots of the batch's tokens.
     split_request, split_start, split_stop
-        int32 ``[num_splits]``, each split's request and its range in ``kv_indices``; never empty.
+        int32 ``[num_splits]``, each split's request and its range in ``kv_indices``; an empty range if not needed.
     request_splits
         int32 ``[batch + 1]``, the splits of request r are ``request_splits[r] .. request_splits[r + 1] - 1``.
     """
@@ -37,33 +41,85 @@ class DecodePlan:
     request_splits: torch.Tensor
 
     @classmethod
-    def build(cls, kv_indptr: torch.Tensor, kv_indices: torch.Tensor, num_kv_heads: int = 1) -> DecodePlan:
-        """Splits of one length for the whole batch, so that all its tokens together give every SM enough programs.
+    def build(cls, kv_indptr: torch.Tensor, kv_indices: torch.Tensor, num_kv_heads: int) -> DecodePlan:
+        """A plan for the requests at ``kv_indptr``, int32 or int64 ``[batch + 1]`` on the device of ``kv_indices``."""
+        batch, device = kv_indptr.shape[0] - 1, kv_indices.device
+        num_splits = batch + _target_splits(num_kv_heads, device) if batch else 0
+        splits = torch.empty(3, num_splits, dtype=torch.int32, device=device)
+        plan = cls(kv_indices, *splits, torch.zeros(batch + 1, dtype=torch.int32, device=device))
+        plan.fill(kv_indptr, num_kv_heads)
+        return plan
 
-        A single long request is then cut into many, and each of many short ones is left whole. ``num_kv_heads`` is
-        the number of programs per split; a number too small gives more splits than it takes, down to
-        512 tokens. Reads ``kv_indptr`` on the host.
-        """
-        bounds = kv_indptr.to("cpu", torch.int64).numpy()
-        length = split_length(int(bounds[-1]), num_kv_heads, _num_sms(kv_indices.device))
-        splits = -(-np.diff(bounds) // length)
-        request_splits = np.concatenate([[0], np.cumsum(splits)])
-        split_request = np.repeat(np.arange(splits.shape[0]), splits)
-        within = np.arange(split_request.shape[0]) - request_splits[split_request]
-        start = bounds[split_request] + within * length
-        stop = np.minimum(start + length, bounds[split_request + 1])
-        device = kv_indices.device
-        return cls(
-            kv_indices,
-            *(torch.from_numpy(x.astype(np.int32)).to(device) for x in (split_request, start, stop, request_splits)),
+    def fill(self, kv_indptr: torch.Tensor, num_kv_heads: int) -> None:
+        """Plan again in place, for as many requests of other lengths."""
+        batch, num_splits = self.request_splits.shape[0] - 1, self.split_request.shape[0]
+        if batch == 0:
+            return
+        _plan_splits[(triton.cdiv(num_splits, _SPLITS_PER_PROGRAM),)](
+            kv_indptr,
+            self.split_request,
+            self.split_start,
+            self.split_stop,
+            self.request_splits,
+            batch,
+            num_splits,
+            _target_splits(num_kv_heads, self.kv_indices.device),
+            SHORTEST_SPLIT=_SHORTEST_SPLIT,
+            SPLIT_STEP=_SPLIT_STEP,
+            BATCH_BLOCK=triton.next_power_of_2(batch),
+            SPLIT_BLOCK=_SPLITS_PER_PROGRAM,
         )
 
 
-def split_length(num_tokens: int, num_kv_heads: int, num_sms: int) -> int:
-    """Tokens per split of a batch with ``num_tokens`` in all."""
-    splits = max(1, _PROGRAMS_PER_SM * num_sms // num_kv_heads)
-    return max(_SHORTEST_SPLIT, -(-num_tokens // (splits * _SPLIT_STEP)) * _SPLIT_STEP)
+@triton.jit(do_not_specialize=["batch", "num_splits", "target_splits"])
+def _plan_splits(
+    kv_indptr_ptr,
+    split_request_ptr,
+    split_start_ptr,
+    split_stop_ptr,
+    request_splits_ptr,
+    batch,
+    num_splits,
+    target_splits,
+    SHORTEST_SPLIT: tl.constexpr,
+    SPLIT_STEP: tl.constexpr,
+    BATCH_BLOCK: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+):
+    """One program per block of splits.
+
+    Splits of one length for the whole batch, so that all its tokens together give every SM enough programs: a single
+    long request is cut into many, and each of many short ones is left whole.
+    """
+    total = tl.load(kv_indptr_ptr + batch).to(tl.int32)
+    length = tl.maximum(tl.cdiv(total, target_splits * SPLIT_STEP) * SPLIT_STEP, SHORTEST_SPLIT)
+    requests = tl.arange(0, BATCH_BLOCK)
+    exists = requests < batch
+    starts = tl.load(kv_indptr_ptr + requests, mask=exists, other=0).to(tl.int32)
+    stops = tl.load(kv_indptr_ptr + requests + 1, mask=exists, other=0).to(tl.int32)
+    counts = tl.cdiv(stops - starts, length)
+    ends = tl.cumsum(counts, 0)
+    if tl.program_id(0) == 0:
+        tl.store(request_splits_ptr + requests + 1, ends, mask=exists)
+
+    splits = tl.program_id(0) * SPLIT_BLOCK + tl.arange(0, SPLIT_BLOCK)
+    is_before = (ends[None, :] <= splits[:, None]) & exists[None, :]
+    request = tl.sum(is_before.to(tl.int32), 1)
+    first = tl.sum(tl.where(is_before, counts[None, :], 0), 1)
+    needed = request < batch
+    start = tl.load(kv_indptr_ptr + request, mask=needed, other=0).to(tl.int32) + (splits - first) * length
+    stop = tl.load(kv_indptr_ptr + request + 1, mask=needed, other=0).to(tl.int32)
+    inside = splits < num_splits
+    tl.store(split_request_ptr + splits, tl.where(needed, request, 0), mask=inside)
+    tl.store(split_start_ptr + splits, tl.where(needed, start, 0), mask=inside)
+    tl.store(split_stop_ptr + splits, tl.where(needed, tl.minimum(start + length, stop), 0), mask=inside)
+
+
+def _target_splits(num_kv_heads: int, device: torch.device) -> int:
+    """Splits that fill the GPU, each being one program per KV head."""
+    return max(1, _PROGRAMS_PER_SM * _num_sms(device) // num_kv_heads)
 
 
 def _num_sms(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _DEFAULT_SMS
+    # Triton's interpreter runs one program at a time.
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -104,7 +104,10 @@ def _kept_scores(row, table, LAYOUT: tl.constexpr, zero):
     s1 = zero
     s2 = zero
     s3 = zero
-    for i in tl.static_range(LAYOUT.kept_half, LAYOUT.kept_half + LAYOUT.kept_channels):
+    # Triton 3.6 takes no field of a tuple here.
+    FIRST: tl.constexpr = LAYOUT.kept_half
+    LAST: tl.constexpr = LAYOUT.kept_half + LAYOUT.kept_channels
+    for i in tl.static_range(FIRST, LAST):
         word = (tl.load(row + i // 4) >> (16 * (i % 4))).to(tl.int16).to(tl.int32)
         entry = tl.load(table + (word & (LAYOUT.head_dim - 1)))
         integer = (word >> LAYOUT.index_bits).to(tl.float32)

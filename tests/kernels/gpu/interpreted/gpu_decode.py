@@ -10,7 +10,6 @@ import torch
 from kernel_cases import Layer, assert_close, assert_lse_close
 
 from spark_kernels import gpu, reference
-from spark_kernels.gpu.plan import split_length
 
 # Queries are rounded to float16, weights to the dtype of the values.
 TOLERANCE = 5e-4
@@ -20,7 +19,7 @@ LENGTHS = (0, 1, 130, 0, 33)
 
 
 def _decode(layer: Layer, q: torch.Tensor, logits_soft_cap: float = 0.0, v_scale: float = 1.0):
-    plan = gpu.DecodePlan.build(layer.indptr, layer.slots)
+    plan = gpu.DecodePlan.build(layer.indptr, layer.slots, layer.rows.num_kv_heads)
     arguments = {"sm_scale": layer.sm_scale, "logits_soft_cap": logits_soft_cap, "v_scale": v_scale}
     actual = gpu.decode_attention(q, layer.rows, plan, **arguments)
     return actual, reference.decode_attention(q, layer.rows, layer.indptr, layer.slots, **arguments)
@@ -91,11 +90,39 @@ def test_outlier_channels():
 
 def test_splits_are_merged(monkeypatch):
     monkeypatch.setattr("spark_kernels.gpu.plan._SHORTEST_SPLIT", 128)
+    monkeypatch.setattr("spark_kernels.gpu.plan._num_sms", lambda device: 3)
     layer = Layer.random("2-bit", "float16", head_dim=64, num_kv_heads=1, lengths=(700, 0, 5, 129))
-    plan = gpu.DecodePlan.build(layer.indptr, layer.slots)
+    plan = gpu.DecodePlan.build(layer.indptr, layer.slots, 1)
     assert plan.request_splits.tolist() == [0, 6, 6, 7, 9]
-    assert (plan.split_stop - plan.split_start).tolist() == [128] * 5 + [60, 5, 128, 1]
+    assert (plan.split_stop - plan.split_start).tolist() == [128] * 5 + [60, 5, 128, 1] + [0] * 7
+    assert plan.split_request.tolist()[:9] == [0] * 6 + [2, 3, 3]
     _check(layer)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64, 300])
+def test_every_token_is_in_one_split(batch, monkeypatch):
+    monkeypatch.setattr("spark_kernels.gpu.plan._num_sms", lambda device: 132)
+    lengths = torch.randint(0, 6000, (batch,))
+    indptr = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    plan = gpu.DecodePlan.build(indptr, torch.zeros(1, dtype=torch.int64), 8)
+    count = plan.request_splits[-1]
+    request, start, stop = (x[:count] for x in (plan.split_request, plan.split_start, plan.split_stop))
+    assert (start < stop).all() and not plan.split_stop[count:].any()
+    assert torch.equal(request, torch.arange(batch).repeat_interleave(plan.request_splits.diff()).int())
+    # Split after split, from a request's first token to its last.
+    assert torch.equal(start[1:], stop[:-1]) and start[0] == 0 and stop[-1] == indptr[-1]
+    assert (start >= indptr[request]).all() and (stop <= indptr[request + 1]).all()
+
+
+def _num_splits(lengths: list[int]) -> int:
+    indptr = torch.tensor([0, *lengths]).cumsum(0)
+    return int(gpu.DecodePlan.build(indptr, torch.zeros(1, dtype=torch.int64), 8).request_splits[-1])
+
+
+def test_many_short_requests_are_not_split_and_a_long_one_fills_the_gpu(monkeypatch):
+    monkeypatch.setattr("spark_kernels.gpu.plan._num_sms", lambda device: 132)
+    assert _num_splits([400] * 200) == 200
+    assert 8 * _num_splits([131072]) >= 3 * 132
 
 
 def test_strided_queries_and_int32_indices():
@@ -135,11 +162,6 @@ def test_merge_state():
     expected = reference.merge_state(outs[0], lses[0], outs[1], lses[1])
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_many_short_requests_are_not_split_and_a_long_one_fills_the_gpu():
-    assert split_length(200 * 400, 8, 132) >= 400
-    assert 8 * 131072 // split_length(131072, 8, 132) >= 3 * 132
 
 
 def test_head_dims_that_the_kernels_lack_are_refused():
