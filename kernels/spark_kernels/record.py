@@ -231,8 +231,12 @@ class ValueFormat:
     def row_bytes(self) -> int:
         return self.head_dim * self.dtype.itemsize
 
+    @property
+    def dtype_name(self) -> str:
+        return _name(self.dtype)
+
     def __str__(self) -> str:
-        return f"{self.row_bytes} B: {self.head_dim} channels in {_name(self.dtype)}"
+        return f"{self.row_bytes} B: {self.head_dim} channels in {self.dtype_name}"
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,7 @@ class Int4ValueFormat:
     head_dim: int
 
     is_int4 = True
+    dtype_name = "int4"
 
     def __post_init__(self) -> None:
         _check_head_dim(self.head_dim)
