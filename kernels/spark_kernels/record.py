@@ -233,6 +233,7 @@ class ValueFormat:
 
     @property
     def dtype_name(self) -> str:
+        """What users call it."""
         return _name(self.dtype)
 
     def __str__(self) -> str:
