@@ -148,7 +148,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "packages": packages,
         "key_format": str(sk.KeyFormat.from_ratio(args.head_dim, args.key_ratio, args.restore_bits)),
-        "value_format": str(value_format(args)),
+        "value_dtype": args.value_dtype,
         "heads": f"{args.num_qo_heads} query, {args.num_kv_heads} KV, head_dim {args.head_dim}",
     }
     console = Console()
