@@ -2,6 +2,7 @@
 
 from spark_kernels.record import (
     CompressedKeyFormat,
+    Int4ValueFormat,
     KeyFormat,
     LayerRows,
     RawKeyFormat,
@@ -13,6 +14,7 @@ from spark_kernels.wrappers import SparkBatchDecodeWrapper, SparkBatchPrefillWra
 
 __all__ = [
     "CompressedKeyFormat",
+    "Int4ValueFormat",
     "KeyFormat",
     "LayerRows",
     "RawKeyFormat",

@@ -49,6 +49,12 @@ def test_value_formats(values, v_scale):
     _check(Layer.random(values=values, v_scale=v_scale), v_scale=v_scale)
 
 
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("keys", ["2-bit", "raw bfloat16"])
+def test_int4_values(keys, head_dim):
+    _check(Layer.random(keys, "int4", head_dim=head_dim))
+
+
 @pytest.mark.parametrize("keys", ["2-bit", "raw float32"])
 def test_soft_cap(keys):
     _check(Layer.random(keys), logits_soft_cap=1.5)
