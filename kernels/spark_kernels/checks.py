@@ -27,7 +27,7 @@ def check_heads(num_qo_heads: int, num_kv_heads: int) -> None:
 def check_tensor(
     name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> None:
-    if tensor.shape != torch.Size(shape):
+    if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")

@@ -49,7 +49,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 
 HEAD_DIM_STEP = 16
@@ -270,7 +272,7 @@ class Int4ValueFormat:
         return f"{self.row_bytes} B: {self.head_dim} channels in int4, a scale per {self.group_channels}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerRows:
     """One layer's cache as kernels see it.
 
@@ -327,17 +329,23 @@ class LayerRows:
             value_format,
         )
 
-    @property
+    # Asked for by every call of every layer, and slow to ask a tensor for.
+    @cached_property
     def num_slots(self) -> int:
         return self.keys.shape[0]
 
-    @property
+    @cached_property
     def num_kv_heads(self) -> int:
         return self.keys.shape[1]
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         return self.keys.device
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """``keys`` and ``values`` in NumPy's terms, on a CPU."""
+        return self.keys.numpy(), self.values.numpy()
 
 
 def legal_key_ratios(head_dim: int, restore_bits: int) -> tuple[float, float]:

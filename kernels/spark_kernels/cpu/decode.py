@@ -1,45 +1,53 @@
 """Fused decode attention over rows: one query per request, no dense copy of the keys.
 
-Work is cut into (request, chunk of KV_CHUNK tokens, KV head); each item restores a block of rows into a tile that
-stays in the L1 cache, scores it against the group's queries and accumulates values with an online softmax. Chunks are
-counted from the start of each request and merged in order, so a request's result does not depend on the batch it is
-in or on the number of threads.
+Work is cut into (request, chunk of KV_CHUNK tokens, KV head); each item scores its chunk's keys against the group's
+queries, takes the softmax and sums values under it. Chunks are counted from the start of each request and merged in
+order, so a request's result does not depend on the batch it is in or on the number of threads.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numba import prange
 
-from spark_kernels.cpu import vectors
+from spark_kernels.cpu import memory, vectors
 from spark_kernels.cpu.compile import kernel
 from spark_kernels.cpu.numbers import FAST_SUMS, LN2, LOG2_E, exp2_nonpositive
-from spark_kernels.cpu.rows import key_layout, load_keys, load_numbers, value_layout
+from spark_kernels.cpu.rows import key_layout, value_layout
+from spark_kernels.cpu.scores import QUAD, score_keys
 from spark_kernels.cpu.threads import call_parallel
+from spark_kernels.cpu.vector_types import LANES
+from spark_kernels.cpu.weighted_sums import weighted_sum
 from spark_kernels.record import LayerRows
 
 KV_CHUNK = 256
-_BLOCK = vectors.LANES
-_CACHE_LINE = 64
+# Partial results, one per chunk and query head, that one thread merges.
+_SERIAL_MERGES = 256
 
 
 @dataclass(frozen=True)
 class DecodePlan:
     """Work items of one decode step.
 
-    ``item_request``, ``item_start`` and ``item_stop`` give each chunk's request and its range in ``kv_indices``;
-    the chunks of request r are ``request_items[r] .. request_items[r + 1] - 1``.
+    Parameters
+    ----------
+    kv_indices
+        int64 ``[total_tokens]``.
+    items
+        int64 ``[num_items, 3]``: each chunk's request and its range in ``kv_indices``.
+    request_items
+        int64 ``[batch + 1]``: the chunks of request r are ``items[request_items[r] : request_items[r + 1]]``.
     """
 
     kv_indices: np.ndarray
-    item_request: np.ndarray
-    item_start: np.ndarray
-    item_stop: np.ndarray
+    items: np.ndarray
     request_items: np.ndarray
+    _buffers: dict[tuple[int, ...], Buffers] = field(default_factory=dict)
 
     @classmethod
     def build(cls, kv_indptr: torch.Tensor, kv_indices: torch.Tensor, num_kv_heads: int) -> DecodePlan:
@@ -47,126 +55,78 @@ class DecodePlan:
         bounds = kv_indptr.to("cpu", torch.int64).numpy()
         chunks = -(-np.diff(bounds) // KV_CHUNK)
         request_items = np.concatenate([[0], np.cumsum(chunks)])
-        item_request = np.repeat(np.arange(chunks.shape[0]), chunks)
-        within = np.arange(item_request.shape[0]) - request_items[item_request]
-        item_start = bounds[item_request] + within * KV_CHUNK
-        return cls(
-            kv_indices=kv_indices.to("cpu", torch.int64).contiguous().numpy(),
-            item_request=item_request,
-            item_start=item_start,
-            item_stop=np.minimum(item_start + KV_CHUNK, bounds[item_request + 1]),
-            request_items=request_items,
-        )
+        request = np.repeat(np.arange(chunks.shape[0]), chunks)
+        start = bounds[request] + (np.arange(request.shape[0]) - request_items[request]) * KV_CHUNK
+        stop = np.minimum(start + KV_CHUNK, bounds[request + 1])
+        kv_indices = kv_indices.to("cpu", torch.int64).contiguous().numpy()
+        return cls(kv_indices, np.stack([request, start, stop], axis=1), request_items)
+
+    def buffers(self, batch: int, num_qo_heads: int, head_dim: int, v_head_dim: int) -> Buffers:
+        """The same buffers for all layers of a shape."""
+        shape = (batch, num_qo_heads, head_dim, v_head_dim)
+        if shape not in self._buffers:
+            self._buffers[shape] = Buffers.allocate(*shape)
+        return self._buffers[shape]
 
 
-@kernel()
-def _score(q, tile, count, scores):
-    """Products of the group's queries with the first ``count`` rows of a tile.
+class Buffers(NamedTuple):
+    """float32 queries, output and lse of a layer, as tensors and in NumPy's terms.
 
-    Four queries and two rows at a time stay in registers. Where their number is not a multiple of that, the last one
-    is computed more than once, to the same result.
+    Kept between layers: to allocate and wrap them takes longer than the attention of a short context.
     """
-    zero = vectors.splat(np.float32(0.0))
-    last = q.shape[0] - 1
-    for m0 in range(0, q.shape[0], 4):
-        m1, m2, m3 = min(m0 + 1, last), min(m0 + 2, last), min(m0 + 3, last)
-        for n in range(0, count, 2):
-            next_n = min(n + 1, count - 1)
-            a0, a1, a2, a3 = zero, zero, zero, zero
-            b0, b1, b2, b3 = zero, zero, zero, zero
-            for j in range(0, q.shape[1], vectors.LANES):
-                a, b = vectors.load(tile, n, j), vectors.load(tile, next_n, j)
-                query = vectors.load(q, m0, j)
-                a0, b0 = vectors.multiply_add(query, a, a0), vectors.multiply_add(query, b, b0)
-                query = vectors.load(q, m1, j)
-                a1, b1 = vectors.multiply_add(query, a, a1), vectors.multiply_add(query, b, b1)
-                query = vectors.load(q, m2, j)
-                a2, b2 = vectors.multiply_add(query, a, a2), vectors.multiply_add(query, b, b2)
-                query = vectors.load(q, m3, j)
-                a3, b3 = vectors.multiply_add(query, a, a3), vectors.multiply_add(query, b, b3)
-            scores[m0, n], scores[m0, next_n] = vectors.total(a0), vectors.total(b0)
-            scores[m1, n], scores[m1, next_n] = vectors.total(a1), vectors.total(b1)
-            scores[m2, n], scores[m2, next_n] = vectors.total(a2), vectors.total(b2)
-            scores[m3, n], scores[m3, next_n] = vectors.total(a3), vectors.total(b3)
+
+    q: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    @classmethod
+    def allocate(cls, batch: int, num_qo_heads: int, head_dim: int, v_head_dim: int) -> Buffers:
+        q, out = (torch.empty(batch, num_qo_heads, channels) for channels in (head_dim, v_head_dim))
+        lse = torch.empty(batch, num_qo_heads)
+        return cls(q, out, lse, (q.numpy(), out.numpy(), lse.numpy()))
 
 
 @kernel()
-def _accumulate(weights, tile, count, acc):
-    """Add the weighted sums of the first ``count`` rows of a tile to ``acc``; four queries at a time, as above."""
-    last = acc.shape[0] - 1
-    for m0 in range(0, acc.shape[0], 4):
-        m1, m2, m3 = min(m0 + 1, last), min(m0 + 2, last), min(m0 + 3, last)
-        for j in range(0, acc.shape[1], vectors.LANES):
-            a0, a1 = vectors.load(acc, m0, j), vectors.load(acc, m1, j)
-            a2, a3 = vectors.load(acc, m2, j), vectors.load(acc, m3, j)
-            for n in range(count):
-                values = vectors.load(tile, n, j)
-                a0 = vectors.multiply_add(vectors.splat(weights[m0, n]), values, a0)
-                a1 = vectors.multiply_add(vectors.splat(weights[m1, n]), values, a1)
-                a2 = vectors.multiply_add(vectors.splat(weights[m2, n]), values, a2)
-                a3 = vectors.multiply_add(vectors.splat(weights[m3, n]), values, a3)
-            vectors.store(acc, m0, j, a0)
-            vectors.store(acc, m1, j, a1)
-            vectors.store(acc, m2, j, a2)
-            vectors.store(acc, m3, j, a3)
+def _soften(scores, count, score_scale, soft_cap, peaks, totals):
+    """Turn a chunk's scores into softmax weights relative to the largest, those of four queries and tokens at a time.
 
-
-@kernel(fastmath=FAST_SUMS)
-def _soften(scores, count, score_scale, soft_cap, acc, peak, total):
-    """Turn a block's scores into softmax weights relative to the running ``peak``, rescaling what came before."""
-    for member in range(scores.shape[0]):
-        for n in range(count):
-            scores[member, n] *= score_scale
+    ``peaks`` and ``totals`` get each query's largest score and sum of weights, four to a row.
+    """
+    scale = vectors.splat(score_scale)
+    lowest = np.float32(-np.inf)
+    for quad in range(scores.shape[0]):
+        stop = -(-QUAD * count // LANES) * LANES
+        for i in range(0, stop, LANES):
+            memory.store(scores, quad, i, vectors.multiply(scale, memory.load(scores, quad, i)))
         if soft_cap > 0:
-            for n in range(count):
-                scores[member, n] = soft_cap * np.float32(math.tanh(scores[member, n]))
-        for n in range(count, _BLOCK):
-            scores[member, n] = -np.inf
-        block_peak = vectors.largest(vectors.load(scores, member, 0))
-        if block_peak > peak[member]:
-            rescale = exp2_nonpositive(peak[member] - block_peak)
-            peak[member] = block_peak
-            total[member] *= rescale
-            for j in range(acc.shape[1]):
-                acc[member, j] *= rescale
-        block_total = np.float32(0.0)
-        for n in range(count):
-            weight = exp2_nonpositive(scores[member, n] - peak[member])
-            scores[member, n] = weight
-            block_total += weight
-        total[member] += block_total
+            for i in range(QUAD * count):
+                scores[quad, i] = soft_cap * np.float32(math.tanh(scores[quad, i]))
+        scores[quad, QUAD * count : stop] = lowest
+        peak = vectors.splat(lowest)
+        for i in range(0, stop, LANES):
+            peak = vectors.larger(peak, memory.load(scores, quad, i))
+        peak = vectors.column_largest(peak)
+        total = vectors.splat(np.float32(0.0))
+        for i in range(0, stop, LANES):
+            weight = vectors.exp2_nonpositive(vectors.subtract(memory.load(scores, quad, i), peak))
+            memory.store(scores, quad, i, weight)
+            total = vectors.add(total, weight)
+        memory.store(peaks, quad, 0, vectors.first_four(peak))
+        memory.store(totals, quad, 0, vectors.first_four(vectors.column_totals(total)))
 
 
 @kernel()
-def _prefetch(rows, slots, first, head):
-    """Ask for the rows of the next block: slots are scattered, so the CPU cannot foresee them."""
-    for n in range(first, min(first + _BLOCK, slots.shape[0])):
-        for byte in range(0, rows.shape[2], _CACHE_LINE):
-            vectors.prefetch(rows, slots[n], head, byte)
+def _attend(q, key_rows, layout, value_rows, value_code, slots, head, score_scale, soft_cap, acc, peaks, totals):
+    """Softmax of the group's queries over one chunk.
 
-
-@kernel()
-def _attend(q, key_rows, layout, value_rows, value_code, slots, head, score_scale, soft_cap, acc, peak, total):
-    """Online softmax of the group's queries over one chunk.
-
-    Scores are in base 2. Fills ``acc`` with the weighted sum of values relative to ``peak``, the largest score, and
-    ``total`` with the sum of weights.
+    Scores are in base 2. Fills ``acc`` with the sums of values weighted relative to the largest scores; ``peaks`` and
+    ``totals`` as `_soften` does.
     """
-    key_tile = vectors.empty_tile(_BLOCK, q.shape[1])
-    value_tile = vectors.empty_tile(_BLOCK, acc.shape[1])
-    scores = vectors.empty_tile(q.shape[0], _BLOCK)
-    acc[:] = np.float32(0.0)
-    peak[:] = np.float32(-np.inf)
-    total[:] = np.float32(0.0)
-    for first in range(0, slots.shape[0], _BLOCK):
-        count = min(_BLOCK, slots.shape[0] - first)
-        _prefetch(key_rows, slots, first + _BLOCK, head)
-        _prefetch(value_rows, slots, first + _BLOCK, head)
-        load_keys(layout, key_rows, slots, first, count, head, key_tile, 0)
-        load_numbers(value_code, value_rows, slots, first, count, head, value_tile, 0)
-        _score(q, key_tile, count, scores)
-        _soften(scores, count, score_scale, soft_cap, acc, peak, total)
-        _accumulate(scores, value_tile, count, acc)
+    scores = memory.empty_tile(peaks.shape[0], QUAD * KV_CHUNK)
+    score_keys(layout, key_rows, slots, head, q, scores, value_rows)
+    _soften(scores, slots.shape[0], score_scale, soft_cap, peaks, totals)
+    weighted_sum(value_code, value_rows, slots, head, scores, acc)
 
 
 @kernel(fastmath=FAST_SUMS)
@@ -175,18 +135,36 @@ def _merge(accs, peaks, totals, member, v_scale, out):
     out[:] = np.float32(0.0)
     if accs.shape[0] == 0:
         return np.float32(-np.inf)
-    peak = peaks[0, member]
+    quad, lane = member // QUAD, member % QUAD
+    peak = peaks[0, quad, lane]
     for i in range(1, accs.shape[0]):
-        peak = max(peak, peaks[i, member])
+        peak = max(peak, peaks[i, quad, lane])
     total = np.float32(0.0)
     for i in range(accs.shape[0]):
-        weight = exp2_nonpositive(peaks[i, member] - peak)
-        total += weight * totals[i, member]
+        weight = exp2_nonpositive(peaks[i, quad, lane] - peak)
+        total += weight * totals[i, quad, lane]
         for j in range(out.shape[0]):
             out[j] += weight * accs[i, member, j]
     for j in range(out.shape[0]):
         out[j] *= v_scale / total
     return peak * LN2 + np.log(total)
+
+
+@kernel()
+def _merge_output(work, accs, peaks, totals, request_items, v_scale, out, lse):
+    request = work // lse.shape[1]
+    qo_head = work % lse.shape[1]
+    group = lse.shape[1] // accs.shape[0]
+    head = qo_head // group
+    first, last = request_items[request], request_items[request + 1]
+    lse[request, qo_head] = _merge(
+        accs[head, first:last],
+        peaks[head, first:last],
+        totals[head, first:last],
+        qo_head % group,
+        v_scale,
+        out[request, qo_head],
+    )
 
 
 @kernel(parallel=True)
@@ -197,9 +175,7 @@ def _decode(
     value_rows,
     value_code,
     kv_indices,
-    item_request,
-    item_start,
-    item_stop,
+    items,
     request_items,
     score_scale,
     soft_cap,
@@ -207,22 +183,23 @@ def _decode(
     out,
     lse,
 ):
-    items = item_request.shape[0]
+    num_items = items.shape[0]
     heads = key_rows.shape[1]
     group = q.shape[1] // heads
-    accs = np.empty((heads, items, group, out.shape[2]), np.float32)
-    peaks = np.empty((heads, items, group), np.float32)
-    totals = np.empty((heads, items, group), np.float32)
-    for work in prange(items * heads):
+    quads = -(-group // QUAD)
+    accs = np.empty((heads, num_items, QUAD * quads, out.shape[2]), np.float32)
+    peaks = np.empty((heads, num_items, quads, QUAD), np.float32)
+    totals = np.empty((heads, num_items, quads, QUAD), np.float32)
+    for work in prange(num_items * heads):
         item = work // heads
         head = work % heads
         _attend(
-            q[item_request[item], head * group : (head + 1) * group],
+            q[items[item, 0], head * group : (head + 1) * group],
             key_rows,
             layout,
             value_rows,
             value_code,
-            kv_indices[item_start[item] : item_stop[item]],
+            kv_indices[items[item, 1] : items[item, 2]],
             head,
             score_scale,
             soft_cap,
@@ -230,19 +207,14 @@ def _decode(
             peaks[head, item],
             totals[head, item],
         )
-    for work in prange(q.shape[0] * q.shape[1]):
-        request = work // q.shape[1]
-        qo_head = work % q.shape[1]
-        head = qo_head // group
-        first, last = request_items[request], request_items[request + 1]
-        lse[request, qo_head] = _merge(
-            accs[head, first:last],
-            peaks[head, first:last],
-            totals[head, first:last],
-            qo_head % group,
-            v_scale,
-            out[request, qo_head],
-        )
+    outputs = q.shape[0] * q.shape[1]
+    # To start the threads again takes longer than a few merges.
+    if num_items * q.shape[1] <= _SERIAL_MERGES:
+        for work in range(outputs):
+            _merge_output(work, accs, peaks, totals, request_items, v_scale, out, lse)
+    else:
+        for work in prange(outputs):
+            _merge_output(work, accs, peaks, totals, request_items, v_scale, out, lse)
 
 
 def decode_attention(
@@ -255,28 +227,28 @@ def decode_attention(
     v_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `spark_kernels.reference.decode_attention`."""
-    out = torch.empty(*q.shape[:2], rows.value_format.head_dim)
-    lse = torch.empty(q.shape[:2])
+    buffers = plan.buffers(*q.shape, rows.value_format.head_dim)
+    buffers.q.copy_(q)
+    q_array, out, lse = buffers.arrays
+    key_rows, value_rows = rows.arrays
     # Scores come out in base 2; the soft cap takes its argument in units of the cap.
     scale, cap = sm_scale * LOG2_E, 0.0
     if logits_soft_cap > 0:
         scale, cap = sm_scale / logits_soft_cap, logits_soft_cap * LOG2_E
     call_parallel(
         _decode,
-        q.float().contiguous().numpy(),
-        rows.keys.numpy(),
+        q_array,
+        key_rows,
         key_layout(rows.key_format),
-        rows.values.numpy(),
+        value_rows,
         value_layout(rows.value_format),
         plan.kv_indices,
-        plan.item_request,
-        plan.item_start,
-        plan.item_stop,
+        plan.items,
         plan.request_items,
         np.float32(scale),
         np.float32(cap),
         np.float32(v_scale),
-        out.numpy(),
-        lse.numpy(),
+        out,
+        lse,
     )
-    return out, lse
+    return buffers.out.to(q.dtype, copy=True), buffers.lse.clone()

@@ -17,7 +17,7 @@ FAST_SUMS = {"reassoc", "contract", "arcp", "nsz"}
 
 LN2 = np.float32(math.log(2.0))
 LOG2_E = 1.0 / math.log(2.0)
-_EXP2_TAYLOR = tuple(np.float32(math.log(2.0) ** n / math.factorial(n)) for n in range(8))
+EXP2_TAYLOR = tuple(np.float32(math.log(2.0) ** n / math.factorial(n)) for n in range(8))
 _SMALLEST_EXPONENT = np.float32(-126.0)
 
 
@@ -52,39 +52,18 @@ def bits_to_float(typingctx, bits):
 
 
 @njit(inline="always")
-def bfloat16_to_float(bits):
-    """float32 value of a bfloat16 given as uint16."""
-    return bits_to_float(np.uint32(bits) << np.uint32(16))
-
-
-@njit(inline="always")
-def float8_to_float(bits):
-    """float32 value of a float8_e4m3fn given as uint8.
-
-    Shifted by 7 bits it is a float16 of 1/256 the value, subnormals included; 0x7f is NaN.
-    """
-    wide = np.uint16(bits)
-    magnitude = wide & np.uint16(0x7F)
-    exponent_and_mantissa = np.uint16(magnitude << np.uint16(7))
-    if magnitude == np.uint16(0x7F):
-        exponent_and_mantissa = np.uint16(0x7E00)
-    sign = np.uint16((wide & np.uint16(0x80)) << np.uint16(8))
-    return half_to_float(np.uint16(exponent_and_mantissa | sign)) * np.float32(256.0)
-
-
-@njit(inline="always")
 def exp2_nonpositive(x):
     """2**x for float32 x <= 0 to float32 accuracy; below -126 it stays at 2**-126. NaN gives NaN."""
     if x < _SMALLEST_EXPONENT:
         x = _SMALLEST_EXPONENT
     whole = np.floor(x + np.float32(0.5))
     f = x - whole
-    series = _EXP2_TAYLOR[7]
-    series = series * f + _EXP2_TAYLOR[6]
-    series = series * f + _EXP2_TAYLOR[5]
-    series = series * f + _EXP2_TAYLOR[4]
-    series = series * f + _EXP2_TAYLOR[3]
-    series = series * f + _EXP2_TAYLOR[2]
-    series = series * f + _EXP2_TAYLOR[1]
-    series = series * f + _EXP2_TAYLOR[0]
+    series = EXP2_TAYLOR[7]
+    series = series * f + EXP2_TAYLOR[6]
+    series = series * f + EXP2_TAYLOR[5]
+    series = series * f + EXP2_TAYLOR[4]
+    series = series * f + EXP2_TAYLOR[3]
+    series = series * f + EXP2_TAYLOR[2]
+    series = series * f + EXP2_TAYLOR[1]
+    series = series * f + EXP2_TAYLOR[0]
     return series * bits_to_float(np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23))

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numba import prange
 
-from spark_kernels.cpu import vectors
+from spark_kernels.cpu import memory, vectors
 from spark_kernels.cpu.compile import kernel
 from spark_kernels.cpu.numbers import bits_to_float, float_to_half, half_to_float
 from spark_kernels.cpu.threads import call_parallel
 from spark_kernels.cpu.values import write_int4
+from spark_kernels.cpu.vector_types import LANES
 from spark_kernels.record import CompressedKeyFormat, LayerRows
 from spark_kernels.reference import encode_values
 
@@ -60,8 +61,8 @@ def _threshold(scores, wanted):
         candidate = threshold | np.uint32(1 << bit)
         level = vectors.splat(bits_to_float(candidate))
         reached = 0
-        for j in range(0, scores.shape[1], vectors.LANES):
-            reached += vectors.count(vectors.at_least(vectors.load(scores, 0, j), level))
+        for j in range(0, scores.shape[1], LANES):
+            reached += vectors.count(vectors.at_least(memory.load(scores, 0, j), level))
         if reached >= wanted:
             threshold = candidate
             reaching = reached
@@ -103,8 +104,8 @@ def _plane_scale(dropped, dropped_channels, restore_bits):
     scale = np.float32(0.0)
     if restore_bits == 2:
         largest = vectors.splat(scale)
-        for j in range(0, dropped.shape[1], vectors.LANES):
-            largest = vectors.larger(largest, vectors.load(dropped, 0, j))
+        for j in range(0, dropped.shape[1], LANES):
+            largest = vectors.larger(largest, memory.load(dropped, 0, j))
         scale = vectors.largest(largest)
     elif restore_bits == 1:
         limit = np.float32(_FLOAT32_MAX / dropped.shape[1])
@@ -126,9 +127,9 @@ def _fill_plane(k, i, plane_scale, restore_bits, halves, second_plane, residual)
     """Write row ``i``'s bit planes and what they leave of the key."""
     zero = vectors.splat(np.float32(0.0))
     half = np.float32(0.5) * plane_scale
-    for j in range(0, residual.shape[1], vectors.LANES):
-        x = vectors.load(k, i, j)
-        piece = j // vectors.LANES
+    for j in range(0, residual.shape[1], LANES):
+        x = memory.load(k, i, j)
+        piece = j // LANES
         high = vectors.at_least(x, zero)
         large = vectors.at_least(x, vectors.splat(half)) | vectors.at_least(vectors.splat(-half), x)
         low = ~(high ^ large)
@@ -140,7 +141,7 @@ def _fill_plane(k, i, plane_scale, restore_bits, halves, second_plane, residual)
         elif restore_bits == 1:
             halves[piece] = high
             x = vectors.subtract(x, vectors.signed(high, plane_scale))
-        vectors.store(residual, 0, j, x)
+        memory.store(residual, 0, j, x)
 
 
 @kernel()

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
-from spark_kernels.cpu import vectors
+from spark_kernels.cpu import memory, vectors
 from spark_kernels.cpu.compile import kernel
-from spark_kernels.cpu.numbers import bfloat16_to_float, float8_to_float, half_to_float
+from spark_kernels.cpu.numbers import half_to_float
 from spark_kernels.cpu.threads import call_parallel
-from spark_kernels.cpu.values import load_int4, restore_int4
+from spark_kernels.cpu.values import int4_vector, restore_int4
+from spark_kernels.cpu.vector_types import LANES
 from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat
 
 # How a row of numbers is stored; compressed key rows have codes below. int4 rows have the offset of their scales, in
 # 16-bit words, added to the last code.
-_BFLOAT16, _FLOAT16, _FLOAT32, _FLOAT8, _INT4 = range(5)
+BFLOAT16, FLOAT16, FLOAT32, FLOAT8, INT4 = range(5)
 _NUMBER_CODES = {
-    torch.bfloat16: _BFLOAT16,
-    torch.float16: _FLOAT16,
-    torch.float32: _FLOAT32,
-    torch.float8_e4m3fn: _FLOAT8,
+    torch.bfloat16: BFLOAT16,
+    torch.float16: FLOAT16,
+    torch.float32: FLOAT32,
+    torch.float8_e4m3fn: FLOAT8,
+}
+# By the dtype that a view of rows has in kernels; some other dtype of its size stands for one that numba lacks.
+_LOAD = {
+    types.uint16: memory.load_bfloat16,
+    types.int16: memory.load_float16,
+    types.float32: memory.load_float32,
+    types.uint8: memory.load_float8,
+    types.int8: int4_vector,
 }
 # -1 - restore_bits
-_COMPRESSED_0, _COMPRESSED_1, _COMPRESSED_2 = -1, -2, -3
+COMPRESSED_0, COMPRESSED_1, COMPRESSED_2 = -1, -2, -3
 
 
+@cache
 def key_layout(key_format: CompressedKeyFormat | RawKeyFormat) -> tuple[int, int, int, int, int]:
     """What kernels need of a key format.
 
@@ -43,69 +56,82 @@ def key_layout(key_format: CompressedKeyFormat | RawKeyFormat) -> tuple[int, int
     )
 
 
+@cache
 def value_layout(value_format: ValueFormat | Int4ValueFormat) -> int:
     """What kernels need of a value format: its code."""
     if value_format.is_int4:
-        return _INT4 + value_format.scale_offset // 2
+        return INT4 + value_format.scale_offset // 2
     return _NUMBER_CODES[value_format.dtype]
 
 
+def number_vector(numbers, slot, head, j):
+    """16 numbers of one head's row at ``slot``, from channel ``j`` on, as float32; for kernels.
+
+    ``numbers`` is a view of rows with one of the dtypes of ``_LOAD``.
+    """
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(number_vector, inline="always")
+def _number_vector(numbers, slot, head, j):
+    load = _LOAD[numbers.dtype]
+    return lambda numbers, slot, head, j: load(numbers, slot, head, j)
+
+
 @kernel()
-def load_numbers(code, rows, slots, first, count, head, tile, row):
-    """Numbers at ``slots[first : first + count]`` of one head, as float32 to ``tile[row : row + count]``."""
-    if code >= _INT4:
-        load_int4(code - _INT4, rows, slots, first, count, head, tile, row)
-        return
-    halves = rows.view(np.uint16)
+def _load_numbers(numbers, slots, first, count, head, tile, row):
+    for n in range(count):
+        for j in range(0, tile.shape[1], LANES):
+            memory.store(tile, row + n, j, number_vector(numbers, slots[first + n], head, j))
+
+
+@kernel()
+def _scatter_kept(layout, rows, slots, first, count, head, integers, row):
+    """The kept integers to their channels, as int32, and 0 to all others."""
+    _, _, _, kept, index_bits = layout
+    words = rows.view(np.int16)
+    # Unsigned indices spare the check for negative ones, a third of this loop's time.
+    channel_mask = np.uint64((1 << index_bits) - 1)
     for n in range(count):
         slot = slots[first + n]
-        if code == _BFLOAT16:
-            for j in range(tile.shape[1]):
-                tile[row + n, j] = bfloat16_to_float(halves[slot, head, j])
-        elif code == _FLOAT16:
-            for j in range(tile.shape[1]):
-                tile[row + n, j] = half_to_float(halves[slot, head, j])
-        elif code == _FLOAT32:
-            floats = rows.view(np.float32)
-            for j in range(tile.shape[1]):
-                tile[row + n, j] = floats[slot, head, j]
-        else:
-            for j in range(tile.shape[1]):
-                tile[row + n, j] = float8_to_float(rows[slot, head, j])
+        for j in range(0, integers.shape[1], LANES):
+            memory.clear(integers, row + n, j)
+        for i in range(np.uint64(kept), np.uint64(words.shape[2])):
+            word = np.int32(words[slot, head, i])
+            integers[row + n, np.uint64(word) & channel_mask] = word >> np.int32(index_bits)
 
 
 @kernel()
 def load_keys(layout, rows, slots, first, count, head, tile, row):
     """Keys restored from rows at ``slots[first : first + count]`` of one head, to ``tile[row : row + count]``."""
-    code, second_plane, scales, kept, index_bits = layout
-    if code >= 0:
-        load_numbers(code, rows, slots, first, count, head, tile, row)
+    code, second_plane, scales, _, _ = layout
+    if code == BFLOAT16:
+        _load_numbers(rows.view(np.uint16), slots, first, count, head, tile, row)
+        return
+    if code == FLOAT16:
+        _load_numbers(rows.view(np.int16), slots, first, count, head, tile, row)
+        return
+    if code == FLOAT32:
+        _load_numbers(rows.view(np.float32), slots, first, count, head, tile, row)
         return
     halves = rows.view(np.uint16)
-    words = rows.view(np.int16)
-    pieces = tile.shape[1] // vectors.LANES
-    shift = np.int32(index_bits)
-    channel_mask = np.uint64((1 << index_bits) - 1)
-    for n in range(count):
-        slot = slots[first + n]
+    # All rows before any is read as vectors: the CPU cannot forward several narrow stores to one wide load.
+    integers = tile.view(np.int32)
+    _scatter_kept(layout, rows, slots, first, count, head, integers, row)
+    for n in range(row, row + count):
+        slot = slots[first + n - row]
         plane_scale = half_to_float(halves[slot, head, scales])
-        kept_scale = half_to_float(halves[slot, head, scales + 1])
-        if code == _COMPRESSED_2:
-            for i in range(pieces):
-                high = vectors.signed(halves[slot, head, i], np.float32(0.5) * plane_scale)
-                low = vectors.signed(halves[slot, head, second_plane + i], np.float32(0.25) * plane_scale)
-                vectors.store(tile, row + n, i * vectors.LANES, vectors.add(high, low))
-        elif code == _COMPRESSED_1:
-            for i in range(pieces):
+        kept_scale = vectors.splat(half_to_float(halves[slot, head, scales + 1]))
+        for i in range(tile.shape[1] // LANES):
+            if code == COMPRESSED_2:
+                high, low = halves[slot, head, i], halves[slot, head, second_plane + i]
+                plane = vectors.multiply(vectors.two_bit_levels(high, low), vectors.splat(plane_scale))
+            elif code == COMPRESSED_1:
                 plane = vectors.signed(halves[slot, head, i], plane_scale)
-                vectors.store(tile, row + n, i * vectors.LANES, plane)
-        else:
-            for i in range(pieces):
-                vectors.store(tile, row + n, i * vectors.LANES, vectors.splat(np.float32(0.0)))
-        # Unsigned indices spare the check for negative ones, a third of this loop's time.
-        for i in range(np.uint64(kept), np.uint64(words.shape[2])):
-            word = np.int32(words[slot, head, i])
-            tile[row + n, np.uint64(word) & channel_mask] += kept_scale * np.float32(word >> shift)
+            else:
+                plane = vectors.splat(np.float32(0.0))
+            kept = memory.load_int32(integers, n, i * LANES)
+            memory.store(tile, n, i * LANES, vectors.multiply_add(kept, kept_scale, plane))
 
 
 @kernel(parallel=True)
@@ -122,7 +148,7 @@ def restore_keys(rows: LayerRows, slots: torch.Tensor, out: torch.Tensor | None 
     call_parallel(
         _restore,
         key_layout(rows.key_format),
-        rows.keys.numpy(),
+        rows.arrays[0],
         slots.to(torch.int64).numpy(),
         out.flatten(0, 1).numpy(),
     )

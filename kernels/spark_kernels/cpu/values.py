@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numba import prange
 
+from spark_kernels.cpu import memory, vectors
 from spark_kernels.cpu.compile import kernel
 from spark_kernels.cpu.numbers import bits_to_float, float_to_half, half_to_float
 from spark_kernels.cpu.threads import call_parallel
@@ -80,6 +81,19 @@ def load_int4(scales, rows, slots, first, count, head, tile, row):
             for j in range(group_channels):
                 integer = (np.int32(words[j]) >> shift & np.int32(2 * INT4_LIMIT - 1)) - np.int32(INT4_LIMIT)
                 group[j] = scale * np.float32(integer)
+
+
+@kernel(forceinline=True)
+def int4_vector(rows, slot, head, j):
+    """16 channels of one head's value at ``slot``, from channel ``j`` on; ``rows`` is int8, and a group whole vectors.
+
+    A row is 16-bit words, as many as a group has channels, and then the groups' scales.
+    """
+    group_channels = rows.shape[2] // 2 - INT4_GROUPS
+    group, word = j // group_channels, j % group_channels
+    scale = memory.load_half(rows, slot, head, 2 * (group_channels + group))
+    nibbles = memory.load_nibbles(rows, slot, head, 2 * word, np.int32(4 * group))
+    return vectors.multiply_add(nibbles, vectors.splat(scale), vectors.splat(np.float32(-INT4_LIMIT) * scale))
 
 
 @kernel(parallel=True)

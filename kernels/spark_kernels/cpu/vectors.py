@@ -1,75 +1,37 @@
-"""Vectors of 16 float32 for numba.
+"""Arithmetic on vectors of 16 float32 for numba; `spark_kernels.cpu.memory` loads and stores them.
 
 LLVM's own vectoriser does well on element-wise loops, but not on expanding bit planes (five times slower) nor on
 keeping several accumulators in registers. These few operations on an explicit vector type are plain LLVM IR: one
-AVX-512 instruction each where there is AVX-512, and a few narrower ones elsewhere. Indices are not checked.
+AVX-512 instruction each where there is AVX-512, and a few narrower ones elsewhere.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
-from spark_kernels.cpu.compile import kernel
-
-LANES = 16
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-
-
-class _Float32x16(types.Type):
-    def __init__(self) -> None:
-        super().__init__(name="float32x16")
-
-
-float32x16 = _Float32x16()
-
-
-@register_model(_Float32x16)
-class _Float32x16Model(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type) -> None:
-        super().__init__(dmm, fe_type, _VECTOR)
-
-
-@kernel()
-def empty_tile(rows, columns):
-    """Uninitialised C-contiguous float32 ``[rows, columns]`` that starts at a cache line."""
-    flat = np.empty(rows * columns + LANES, np.float32)
-    skip = (-(flat.ctypes.data // 4)) % LANES
-    return flat[skip : skip + rows * columns].reshape(rows, columns)
-
-
-def _splat(builder, x):
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-
-
-def _pointer(context, builder, array_type, array, i, j):
-    array = context.make_array(array_type)(context, builder, array)
-    pointer = cgutils.get_item_pointer(context, builder, array_type, array, [i, j], wraparound=False)
-    return builder.bitcast(pointer, _VECTOR.as_pointer())
+from spark_kernels.cpu.numbers import EXP2_TAYLOR
+from spark_kernels.cpu.vector_types import LANES, VECTOR, VECTOR_OF, float32x4, float32x16, shuffled, splatted
 
 
 @intrinsic
-def load(typingctx, array, i, j):
-    """``array[i, j : j + 16]`` of a C-contiguous 2-d float32 array."""
+def splat4(typingctx, x):
+    """4 times a float32."""
 
     def codegen(context, builder, signature, args):
-        return builder.load(_pointer(context, builder, signature.args[0], *args), align=4)
+        return splatted(builder, args[0], 4)
 
-    return float32x16(array, types.intp, types.intp), codegen
+    return float32x4(types.float32), codegen
 
 
 @intrinsic
-def store(typingctx, array, i, j, vector):
-    """Set ``array[i, j : j + 16]``."""
+def scaled(typingctx, vector, factor):
+    """``factor * vector`` of 4 lanes."""
 
     def codegen(context, builder, signature, args):
-        builder.store(args[3], _pointer(context, builder, signature.args[0], *args[:3]), align=4)
-        return context.get_dummy_value()
+        return builder.fmul(args[0], splatted(builder, args[1], 4))
 
-    return types.void(array, types.intp, types.intp, float32x16), codegen
+    return float32x4(float32x4, types.float32), codegen
 
 
 @intrinsic
@@ -77,7 +39,7 @@ def splat(typingctx, x):
     """16 times a float32."""
 
     def codegen(context, builder, signature, args):
-        return _splat(builder, args[0])
+        return splatted(builder, args[0])
 
     return float32x16(types.float32), codegen
 
@@ -89,7 +51,17 @@ def add(typingctx, a, b):
     def codegen(context, builder, signature, args):
         return builder.fadd(*args)
 
-    return float32x16(float32x16, float32x16), codegen
+    return a(a, b), codegen
+
+
+@intrinsic
+def multiply(typingctx, a, b):
+    """``a * b``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fmul(*args)
+
+    return a(a, b), codegen
 
 
 @intrinsic
@@ -99,7 +71,7 @@ def subtract(typingctx, a, b):
     def codegen(context, builder, signature, args):
         return builder.fsub(*args)
 
-    return float32x16(float32x16, float32x16), codegen
+    return a(a, b), codegen
 
 
 @intrinsic
@@ -144,7 +116,7 @@ def multiply_add(typingctx, a, b, c):
         product = builder.fmul(args[0], args[1], flags=("contract",))
         return builder.fadd(product, args[2], flags=("contract",))
 
-    return float32x16(float32x16, float32x16, float32x16), codegen
+    return a(a, b, c), codegen
 
 
 @intrinsic
@@ -153,9 +125,116 @@ def signed(typingctx, bits, weight):
 
     def codegen(context, builder, signature, args):
         mask = builder.bitcast(args[0], ir.VectorType(ir.IntType(1), LANES))
-        return builder.select(mask, _splat(builder, args[1]), _splat(builder, builder.fneg(args[1])))
+        return builder.select(mask, splatted(builder, args[1]), splatted(builder, builder.fneg(args[1])))
 
     return float32x16(types.uint16, types.float32), codegen
+
+
+@intrinsic
+def two_bit_levels(typingctx, high, low):
+    """``(2 * h + l) / 4`` with h and l +1 where the bit of a uint16 is set and -1 where it is clear."""
+
+    def codegen(context, builder, signature, args):
+        def constant(x):
+            return ir.Constant(VECTOR, [x] * LANES)
+
+        mask = ir.VectorType(ir.IntType(1), LANES)
+        high, low = builder.bitcast(args[0], mask), builder.bitcast(args[1], mask)
+        below_zero = builder.select(low, constant(-0.25), constant(-0.75))
+        return builder.select(high, builder.fadd(below_zero, constant(1.0)), below_zero)
+
+    return float32x16(types.uint16, types.uint16), codegen
+
+
+@intrinsic
+def totals(typingctx, a, b, c, d):
+    """The sums of four vectors' numbers. Together they take 13 operations, where each alone takes 8."""
+
+    def codegen(context, builder, signature, args):
+        def interleaved(x, y, width):
+            # Within every 4 lanes, as the CPU's unpack instructions: the first halves of x and y, then the second.
+            first = [base + lane for base in range(0, LANES, 4) for lane in _alternate(0, LANES, width)]
+            second = [base + lane for base in range(0, LANES, 4) for lane in _alternate(2, LANES + 2, width)]
+            return builder.fadd(shuffled(builder, x, y, first), shuffled(builder, x, y, second))
+
+        a, b, c, d = args
+        sums = interleaved(interleaved(a, b, 1), interleaved(c, d, 1), 2)
+        lanes = LANES
+        while lanes > 4:
+            lanes //= 2
+            low = shuffled(builder, sums, sums, list(range(lanes)))
+            sums = builder.fadd(low, shuffled(builder, sums, sums, list(range(lanes, 2 * lanes))))
+        return sums
+
+    return float32x4(float32x16, float32x16, float32x16, float32x16), codegen
+
+
+def _alternate(x, y, width):
+    """Two lanes from ``x`` and two from ``y``, taking turns after ``width`` of them."""
+    return [x, y, x + 1, y + 1] if width == 1 else [x, x + 1, y, y + 1]
+
+
+def _by_column(builder, vector, combine):
+    """Lanes 0, 4, 8 and 12 combined, and likewise 1, 2 and 3; every lane gets its column's result."""
+    for step in (8, 4):
+        turned = shuffled(builder, vector, vector, [(lane + step) % LANES for lane in range(LANES)])
+        vector = combine(vector, turned)
+    return vector
+
+
+@intrinsic
+def first_four(typingctx, vector):
+    """Lanes 0 to 3."""
+
+    def codegen(context, builder, signature, args):
+        return shuffled(builder, args[0], args[0], list(range(4)))
+
+    return float32x4(float32x16), codegen
+
+
+@intrinsic
+def column_totals(typingctx, vector):
+    """In each lane the sum of the four lanes that are as far from a multiple of 4."""
+
+    def codegen(context, builder, signature, args):
+        return _by_column(builder, args[0], builder.fadd)
+
+    return float32x16(float32x16), codegen
+
+
+@intrinsic
+def column_largest(typingctx, vector):
+    """In each lane the largest of the four lanes that are as far from a multiple of 4; any of them if one is NaN."""
+
+    def codegen(context, builder, signature, args):
+        return _by_column(builder, args[0], lambda a, b: _larger(builder, a, b))
+
+    return float32x16(float32x16), codegen
+
+
+@intrinsic
+def exp2_nonpositive(typingctx, vector):
+    """``2**x`` for x <= 0 to float32 accuracy; below -126 it stays at ``2**-126``. NaN gives NaN."""
+
+    def codegen(context, builder, signature, args):
+        def constant(x):
+            return ir.Constant(VECTOR, [float(x)] * LANES)
+
+        x = builder.select(builder.fcmp_ordered("<", args[0], constant(-126)), constant(-126), args[0])
+        nearest = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(VECTOR, [VECTOR]), f"llvm.nearbyint.v{LANES}f32"
+        )
+        whole = builder.call(nearest, [x])
+        fraction = builder.fsub(x, whole)
+        series = constant(EXP2_TAYLOR[-1])
+        for factor in reversed(EXP2_TAYLOR[:-1]):
+            product = builder.fmul(series, fraction, flags=("contract",))
+            series = builder.fadd(product, constant(factor), flags=("contract",))
+        exponent = builder.add(builder.fptosi(whole, VECTOR_OF[32]), ir.Constant(VECTOR_OF[32], [127] * LANES))
+        power = builder.bitcast(builder.shl(exponent, ir.Constant(VECTOR_OF[32], [23] * LANES)), VECTOR)
+        return builder.fmul(series, power)
+
+    return float32x16(float32x16), codegen
 
 
 def _reduced(builder, vector, combine):
@@ -188,24 +267,3 @@ def largest(typingctx, vector):
         return _reduced(builder, args[0], lambda a, b: _larger(builder, a, b))
 
     return types.float32(float32x16), codegen
-
-
-@intrinsic
-def prefetch(typingctx, array, i, j, k):
-    """Ask for the cache line of ``array[i, j, k]``, a C-contiguous 3-d array, to be read soon."""
-
-    def codegen(context, builder, signature, args):
-        array_type = signature.args[0]
-        array = context.make_array(array_type)(context, builder, args[0])
-        pointer = cgutils.get_item_pointer(context, builder, array_type, array, args[1:], wraparound=False)
-        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        read, keep_in_all_caches, data = (ir.Constant(ir.IntType(32), n) for n in (0, 3, 1))
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch",
-            [pointer.type],
-            ir.FunctionType(ir.VoidType(), [pointer.type] + 3 * [ir.IntType(32)]),
-        )
-        builder.call(function, [pointer, read, keep_in_all_caches, data])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, types.intp), codegen
