@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.runtime_context import get_memory, get_parallel
+from sglang.srt.runtime_context import get_parallel
 
+from sglang_spark.adapters import settings
 from sglang_spark.config import SparkConfig
 from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
 
@@ -41,11 +42,13 @@ class PoolLayout:
         """The layout that the published arguments ask for, for this process's share of the model."""
         model_config = configurator.model_config
         config = SparkConfig.from_args(
-            get_memory(), head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers
+            settings.memory_settings(), head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers
         )
         layers = range(configurator.layer_info.start_layer, configurator.layer_info.end_layer)
         # Not kv_cache_dtype: by the time the pool is built that field says uint8, what the rows are made of.
-        auto_dtype = torch.float8_e4m3fn if configurator.kv_cache_dtype_str == "fp8_e4m3" else configurator.model_dtype
+        auto_dtype = (
+            torch.float8_e4m3fn if settings.kv_cache_dtype(configurator) == "fp8_e4m3" else configurator.model_dtype
+        )
         return cls(
             key_formats=tuple(
                 config.key_format(layer_id, model_config.head_dim, configurator.model_dtype) for layer_id in layers

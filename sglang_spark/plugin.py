@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_spark import resolution
+from sglang_spark import adapters, resolution
 from sglang_spark.compatibility import BACKEND
 from sglang_spark.layout import PoolLayout
 from sglang_spark.server_args import SparkServerArgs
@@ -21,9 +21,7 @@ logger = logging.getLogger(__name__)
 
 def spark_is_on(configurator: Any) -> bool:
     """Whether the pool that ``configurator`` (SGLang's ``KVCacheConfigurator``) builds is SparK's to build."""
-    from sglang.srt.runtime_context import get_memory
-
-    return get_memory().kv_compress == "spark" and not configurator.is_draft_worker
+    return adapters.settings.memory_settings().kv_compress == "spark" and not configurator.is_draft_worker
 
 
 def configure_pool_of_bytes(original, configurator, *args, **kwargs):
@@ -110,7 +108,7 @@ HOOKS: tuple[Hook, ...] = (
     ),
 )
 
-# Steps of SGLang's argument resolution that SparK wraps (registered by name, checked by SGLang on registration).
+# Steps of SGLang's argument resolution that SparK wraps.
 RESOLUTION_HOOKS = {
     "handle_missing_default_values": resolution.check_request,
     "handle_attention_backend_compatibility": resolution.choose_backend,
@@ -123,16 +121,13 @@ def register() -> None:
     Without ``--kv-compress spark`` every hook passes through to what it wraps. SGLang only logs an exception raised
     here and goes on: the flag then does not exist, and the pool and the backend call `check_installed` besides.
     """
-    from sglang.srt.arg_groups.choices import add_attention_backend_choices
-    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-    add_attention_backend_choices([BACKEND])
+    adapters.arguments.add_backend_choice(BACKEND)
     register_attention_backend(BACKEND)(build_spark_backend)
     for hook in HOOKS:
         HookRegistry.register(hook.target, hook.replacement, hook.type)
-    for step, wrapper in RESOLUTION_HOOKS.items():
-        register_resolution_hook(step)(wrapper)
+    adapters.arguments.wrap_steps(SparkServerArgs, RESOLUTION_HOOKS)
     # Engine binds the argument class when its module is imported, which may have happened before plugins load.
     engine = sys.modules.get("sglang.srt.entrypoints.engine")
     if engine is not None:

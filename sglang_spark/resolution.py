@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
-
 from sglang_spark import compatibility
+from sglang_spark.adapters import arguments
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE, SparkConfig
 from sglang_spark.server_args import KV_COMPRESS_CHOICES
-
-_SOURCE = "sglang_spark"
 
 
 def check_request(server_args: Any, previous: Any) -> None:
@@ -24,7 +21,7 @@ def check_request(server_args: Any, previous: Any) -> None:
         SparK was asked for and cannot be honoured, or was not asked for and has settings.
     """
     previous(server_args)
-    requested = server_args._raw_input
+    requested = arguments.requested(server_args)
     if requested["kv_compress"] not in KV_COMPRESS_CHOICES:
         raise ValueError(f"--kv-compress={requested['kv_compress']}: use one of {', '.join(KV_COMPRESS_CHOICES)}")
     if requested["kv_compress"] == "none":
@@ -43,9 +40,8 @@ def choose_backend(server_args: Any, previous: Any) -> None:
     """
     if server_args.kv_compress == "spark":
         _check_possible(server_args)
-        declare_resolution(
+        arguments.declare(
             server_args,
-            _SOURCE,
             attention_backend=compatibility.BACKEND,
             prefill_attention_backend=None,
             decode_attention_backend=None,
@@ -54,8 +50,8 @@ def choose_backend(server_args: Any, previous: Any) -> None:
 
 
 def _check_possible(server_args: Any) -> None:
-    model_config = model_config_of(server_args)
-    launch = compatibility.Launch(server_args._raw_input, resolving_view(server_args), model_config)
+    model_config = arguments.model_config(server_args)
+    launch = compatibility.Launch(arguments.requested(server_args), arguments.resolved(server_args), model_config)
     compatibility.check(launch)
     SparkConfig.from_args(server_args, head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers)
 

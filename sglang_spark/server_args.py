@@ -7,13 +7,15 @@ from typing import Literal, get_args
 from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.server_args import ServerArgs
 
+from sglang_spark.adapters import arguments
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE
 
 KvCompress = Literal["none", "spark"]
 KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 
 
-class SparkServerArgs(ServerArgs, dict=True):
+@arguments.complete
+class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
     """SGLang's server arguments and five more.
 
     Being fields of the record makes them command-line flags, keys of ``--config`` files, keywords of ``sgl.Engine``

@@ -4,7 +4,7 @@ SGLang's CPU engine asks for Intel AMX and CPU builds of its kernels. On any oth
 plugin makes the same server start, slowly, on PyTorch operators, so that sglang-spark can be developed and tested
 there against the dense server. With an accelerator present it does nothing.
 
-What it changes (SGLang 0.5.21):
+What it changes (SGLang 0.5.16 to 0.5.23):
 
 ===================================  ==================================================================
 ``--device`` unset                   becomes ``cpu`` (SGLang raises)
@@ -19,8 +19,10 @@ rotary embedding                     SGLang's PyTorch implementation (it would i
 ``TRITON_INTERPRET=1`` leaves the Triton kernels in place: they then run under Triton's interpreter.
 """
 
+import copy
 import logging
 import os
+from importlib.util import find_spec
 
 logger = logging.getLogger(__name__)
 
@@ -63,32 +65,75 @@ def _alloc_decode(seq_lens, last_loc, free_pages, out_indices, bs_upper, page_si
     _alloc_extend(seq_lens - 1, seq_lens, last_loc, free_pages, out_indices, bs_upper, page_size)
 
 
-def _default_to_cpu(server_args, previous) -> None:
-    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+class _RecordArguments:
+    """SGLang 0.5.21 on: decisions are declared, steps are wrapped by name."""
 
-    if resolving_view(server_args).device is None:
-        declare_resolution(server_args, SOURCE, device="cpu")
+    @staticmethod
+    def wrap(step: str, wrapper) -> None:
+        from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+        register_resolution_hook(step)(wrapper)
+
+    @staticmethod
+    def decided(server_args):
+        from sglang.srt.arg_groups.overrides import resolving_view
+
+        return resolving_view(server_args)
+
+    @staticmethod
+    def decide(server_args, **fields) -> None:
+        from sglang.srt.arg_groups.overrides import declare_resolution
+
+        declare_resolution(server_args, SOURCE, **fields)
+
+
+class _DataclassArguments:
+    """SGLang 0.5.16 to 0.5.18: the arguments are a dataclass, its steps are methods."""
+
+    @staticmethod
+    def wrap(step: str, wrapper) -> None:
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        HookRegistry.register(
+            f"sglang.srt.server_args.ServerArgs._{step}",
+            lambda previous, server_args: wrapper(server_args, previous),
+            HookType.AROUND,
+        )
+
+    @staticmethod
+    def decided(server_args):
+        return server_args
+
+    @staticmethod
+    def decide(server_args, **fields) -> None:
+        for name, value in fields.items():
+            setattr(server_args, name, value)
+
+
+_arguments = _RecordArguments if find_spec("sglang.srt.arg_groups.resolution_hooks") else _DataclassArguments
+
+
+def _default_to_cpu(server_args, previous) -> None:
+    if _arguments.decided(server_args).device is None:
+        _arguments.decide(server_args, device="cpu")
     previous(server_args)
 
 
 def _default_to_torch_native(server_args, previous) -> None:
-    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
-
-    if resolving_view(server_args).attention_backend is None:
-        declare_resolution(server_args, SOURCE, attention_backend="torch_native")
+    if _arguments.decided(server_args).attention_backend is None:
+        _arguments.decide(server_args, attention_backend="torch_native")
     previous(server_args)
 
 
 def _no_cuda_graphs(server_args, previous) -> None:
-    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
-    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase
 
     previous(server_args)
-    config = resolving_view(server_args).cuda_graph_config
+    config = copy.deepcopy(_arguments.decided(server_args).cuda_graph_config)
     for phase in Phase.ALL:
         if (phase, "backend") not in server_args._cuda_graph_config_locked:
-            config = with_phase(config, phase, backend=Backend.DISABLED)
-    declare_resolution(server_args, SOURCE, cuda_graph_config=config)
+            config[phase].backend = Backend.DISABLED
+    _arguments.decide(server_args, cuda_graph_config=config)
 
 
 def register() -> None:
@@ -96,7 +141,6 @@ def register() -> None:
     if has_accelerator():
         return
 
-    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.rotary_embedding import base as rotary_embedding
     from sglang.srt.mem_cache.allocation import get_last_loc_torch
     from sglang.srt.mem_cache.allocator import paged
@@ -105,9 +149,9 @@ def register() -> None:
     # OpenMP threads spin while they wait for each other. Where other processes compete for the cores (a second server,
     # a test runner) that costs whole scheduler ticks: calls of 0.2 ms then take 10 to 100 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    register_resolution_hook("handle_missing_default_values")(_default_to_cpu)
-    register_resolution_hook("handle_cpu_backends")(_default_to_torch_native)
-    register_resolution_hook("handle_cuda_graph_config")(_no_cuda_graphs)
+    _arguments.wrap("handle_missing_default_values", _default_to_cpu)
+    _arguments.wrap("handle_cpu_backends", _default_to_torch_native)
+    _arguments.wrap("handle_cuda_graph_config", _no_cuda_graphs)
     rotary_embedding._is_cpu = True
     if os.environ.get("TRITON_INTERPRET") == "1":
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sglang_spark.adapters import kv_indices
 from spark_kernels.implementation import runs_triton
 
 
@@ -45,9 +46,7 @@ def fill_slots(
     if lengths.numel() == 0:
         return out
     if runs_triton(out.device):
-        from sglang.kernels.ops.kvcache.kv_indices import create_flashinfer_kv_indices_triton
-
-        create_flashinfer_kv_indices_triton[(lengths.numel(),)](
+        kv_indices.slots_kernel()[(lengths.numel(),)](
             req_to_token, req_pool_indices, lengths, kv_indptr, None, out, req_to_token.stride(0)
         )
         return out

@@ -1,0 +1,21 @@
+"""SGLang 0.5.18 on: every process publishes its arguments in namespaces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang_spark.adapters.targets import Target
+
+TARGETS = (Target("sglang.srt.runtime_context.get_memory", ()),)
+
+
+def memory_settings() -> Any:
+    """What this process was started with; has the ``kv_compress`` and ``spark_*`` fields."""
+    from sglang.srt.runtime_context import get_memory
+
+    return get_memory()
+
+
+def kv_cache_dtype(configurator: Any) -> str:
+    """``--kv-cache-dtype`` of the pool that ``configurator`` builds."""
+    return configurator.kv_cache_dtype_str

@@ -1,0 +1,113 @@
+"""What SparK needs of SGLang, by name and signature, and the check of a release that nobody has run it with."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import pkgutil
+from collections.abc import Iterable
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+
+# Releases that scripts/check_versions.py has served with; docs/versions.md says how.
+RUN_WITH = ("0.5.16", "0.5.18", "0.5.21", "0.5.23")
+
+
+class UnsupportedSGLangError(RuntimeError):
+    """The installed SGLang lacks something that SparK hooks into."""
+
+
+class Target(NamedTuple):
+    """Something of SGLang that SparK calls, wraps or overrides.
+
+    Parameters
+    ----------
+    path
+        Dotted path from the package on.
+    parameters
+        Names of its parameters in order, with their stars; None where only its presence matters.
+    """
+
+    path: str
+    parameters: tuple[str, ...] | None = None
+
+    def problem(self) -> str | None:
+        """What is wrong with it in the installed release, naming it; None if nothing is."""
+        try:
+            found = pkgutil.resolve_name(self.path)
+        except (ImportError, AttributeError, ValueError) as error:
+            return f"{self.path} is missing ({error})"
+        if self.parameters is None:
+            return None
+        parameters = tuple(_starred(parameter) for parameter in inspect.signature(found).parameters.values())
+        if parameters == self.parameters:
+            return None
+        return f"{self.path} takes ({', '.join(parameters)}) instead of ({', '.join(self.parameters)})"
+
+
+_POOL = "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool"
+_BACKEND = "sglang.srt.layers.attention.base_attn_backend.AttentionBackend"
+_CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+_FORWARD = ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "**kwargs")
+
+# The same in every release; what differs is in the adapter modules' own TARGETS.
+COMMON: tuple[Target, ...] = (
+    Target("sglang.srt.server_args.ServerArgs"),
+    Target("sglang.srt.entrypoints.engine.Engine.server_args_class"),
+    Target(f"{_CONFIGURATOR}.configure", ("self", "pre_model_load_memory")),
+    Target(f"{_CONFIGURATOR}._build_mha_kv_pool", ("self", "max_total_num_tokens", "mha_pool_class", "quant_method")),
+    Target(
+        "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
+        ("self", "kvc", "num_layers"),
+    ),
+    Target("sglang.srt.layers.attention.attention_registry.register_attention_backend", ("name",)),
+    Target(f"{_POOL}._create_buffers_normal", ("self",)),
+    Target(f"{_POOL}._build_kv_buffer_descs", ("self",)),
+    Target(f"{_POOL}.get_key_buffer", ("self", "layer_id")),
+    Target(f"{_POOL}.get_value_buffer", ("self", "layer_id")),
+    Target(f"{_POOL}.set_kv_buffer"),
+    Target("sglang.srt.mem_cache.memory_pool.KvBufferDesc", ("name", "shape", "row_bytes", "tokens_per_row")),
+    Target("sglang.srt.constants.GPU_MEMORY_TYPE_KV_CACHE"),
+    Target(f"{_BACKEND}.init_forward_metadata", ("self", "forward_batch")),
+    Target(f"{_BACKEND}.init_forward_metadata_out_graph", ("self", "forward_batch", "in_capture")),
+    Target(f"{_BACKEND}.init_cuda_graph_state", ("self", "max_bs", "max_num_tokens")),
+    Target(f"{_BACKEND}.get_cuda_graph_seq_len_fill_value", ("self",)),
+    Target(f"{_BACKEND}.forward_decode", _FORWARD),
+    Target(f"{_BACKEND}.forward_extend", _FORWARD),
+    Target("sglang.srt.layers.radix_attention.RadixAttention"),
+    Target("sglang.srt.layers.radix_attention.AttentionType.DECODER"),
+    Target("sglang.srt.runtime_context.get_parallel", ()),
+    Target("sglang.srt.configs.hybrid_arch.mambaish_config", ("model_config",)),
+    Target("sglang.srt.configs.model_config.AttentionArch.MLA"),
+    Target("sglang.srt.configs.model_config.AttentionArch.SSM"),
+)
+
+
+def check_release(release: str, targets: Iterable[Target]) -> None:
+    """Let a release that was not run before pass with a warning if everything that SparK needs is there.
+
+    Raises
+    ------
+    UnsupportedSGLangError
+        Names each target that is missing or has another signature, with both signatures. SGLang logs it and goes on
+        without the plugin, so that ``--kv-compress`` does not exist and a server that asks for it does not start.
+    """
+    if release in RUN_WITH:
+        return
+    problems = [problem for target in targets if (problem := target.problem()) is not None]
+    if problems:
+        raise UnsupportedSGLangError(
+            f"sglang-spark does not work with SGLang {release}:\n  "
+            + "\n  ".join(problems)
+            + f"\nReleases it has been run with: {', '.join(RUN_WITH)}"
+        )
+    logger.warning(
+        f"sglang-spark has not been run with SGLang {release}, only with {', '.join(RUN_WITH)}. Everything it hooks "
+        "into is there and takes the expected arguments, so it goes on; scripts/check_versions.py tests a release."
+    )
+
+
+def _starred(parameter: inspect.Parameter) -> str:
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return stars.get(parameter.kind, "") + parameter.name
