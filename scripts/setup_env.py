@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SGLANG = "sglang==0.5.21"
+sys.path.insert(0, str(ROOT))
+
+from sglang_spark.releases import MAIN  # noqa: E402
+
+# On CPUs for every release: what each pins is for its CUDA kernels.
 TORCH = "torch==2.13.0"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 IMPORT_CHECK = "import torch, numba, triton, spark_kernels, sglang_spark.plugin"
@@ -30,23 +35,24 @@ class SetupError(Exception):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where the environment is")
-    venv = parser.parse_args().venv.absolute()
+    parser.add_argument("--sglang", default=MAIN, metavar="RELEASE", help="SGLang's release (default: %(default)s)")
+    options = parser.parse_args()
     try:
-        setup(venv)
+        setup(options.venv.absolute(), options.sglang)
     except SetupError as error:
         print(f"setup failed: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def setup(venv: Path) -> None:
-    """Bring ``venv`` to the state this checkout asks for."""
+def setup(venv: Path, release: str = MAIN) -> None:
+    """Bring ``venv`` to the state this checkout asks for, with a release of SGLang."""
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         raise SetupError(
             f"Python {sys.version_info[0]}.{sys.version_info[1]} is not supported; run `make PYTHON=python3.11` with "
             f"a Python from {'.'.join(map(str, OLDEST_PYTHON))} to {'.'.join(map(str, NEWEST_PYTHON))}"
         )
-    steps = gpu_steps() if shutil.which("nvidia-smi") else cpu_steps()
+    steps = gpu_steps(release) if shutil.which("nvidia-smi") else cpu_steps(release)
     stamp = venv / "sglang-spark.stamp"
     state = fingerprint(steps)
     if stamp.exists() and stamp.read_text() == state:
@@ -62,12 +68,13 @@ def setup(venv: Path) -> None:
     stamp.write_text(state)
 
 
-def cpu_steps() -> list[tuple[str, list[str]]]:
+def cpu_steps(release: str) -> list[tuple[str, list[str]]]:
     """What to install without an accelerator, in order: torch first, or other packages pull its CUDA build."""
+    sglang = f"sglang=={release}"
     return [
         (f"{TORCH} (a few minutes the first time)", [TORCH]),
-        ("packages SGLang needs to serve text", ["-r", str(ROOT / "requirements" / "cpu.txt")]),
-        (f"{SGLANG} without its CUDA dependencies", ["--no-deps", SGLANG]),
+        ("packages SGLang needs to serve text", cpu_requirements(release)),
+        (f"{sglang} without its CUDA dependencies", ["--no-deps", sglang]),
         (
             "what SGLang needs on a host without an accelerator",
             ["--no-deps", str(ROOT / "patches" / "cpu_host")],
@@ -76,17 +83,28 @@ def cpu_steps() -> list[tuple[str, list[str]]]:
     ]
 
 
-def gpu_steps() -> list[tuple[str, list[str]]]:
+def cpu_requirements(release: str) -> list[str]:
+    """The packages of ``requirements/cpu.txt``, each as ``cpu-RELEASE.txt`` has it if it is there."""
+    requirements = {}
+    for name in ("cpu.txt", f"cpu-{release}.txt"):
+        file = ROOT / "requirements" / name
+        for line in file.read_text().split() if file.exists() else ():
+            requirements[re.match(r"[\w.-]+", line).group().lower()] = line
+    return list(requirements.values())
+
+
+def gpu_steps(release: str) -> list[tuple[str, list[str]]]:
     """What to install with an NVIDIA GPU."""
+    sglang = f"sglang=={release}"
     return [
-        (f"{SGLANG} (several GB the first time)", [SGLANG]),
+        (f"{sglang} (several GB the first time)", [sglang]),
         ("sglang-spark", ["--editable", f"{ROOT}[demo,test]"]),
     ]
 
 
 def fingerprint(steps: list[tuple[str, list[str]]]) -> str:
     """Changes when what is to be installed does."""
-    sources = [ROOT / "pyproject.toml", ROOT / "requirements" / "cpu.txt"]
+    sources = [ROOT / "pyproject.toml"]
     sources += [ROOT / "patches" / "cpu_host" / "pyproject.toml", *sorted((ROOT / "patches" / "cpu_host").glob("*.py"))]
     digest = hashlib.sha256(repr((sys.version, steps)).encode())
     for source in sources:

@@ -145,7 +145,8 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "model with linear-attention or state-space layers",
-        _model_is(lambda model: mambaish_config(model) is not None or model.attention_arch == AttentionArch.SSM),
+        # By name: 0.5.18 and older have no such member.
+        _model_is(lambda model: mambaish_config(model) is not None or model.attention_arch.name == "SSM"),
         "its layers use a hybrid pool, which SparK does not build",
         _SERVE_DENSE,
     ),

@@ -21,9 +21,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from sglang_spark.adapters import kv_indices
-from sglang_spark.adapters.targets import COMMON, check_release
+from sglang_spark.adapters.targets import COMMON, check_release, warn_of_release
 
 RELEASE = version("sglang")
+
+# Before the choice: an adapter may only be imported where there is something to adapt.
+check_release(RELEASE, COMMON)
 
 if find_spec("sglang.srt.arg_groups.resolution_hooks") is not None:
     from sglang_spark.adapters import record_arguments as arguments
@@ -38,5 +41,6 @@ else:
 TARGETS = (*COMMON, *arguments.TARGETS, *settings.TARGETS, *kv_indices.TARGETS)
 
 check_release(RELEASE, TARGETS)
+warn_of_release(RELEASE)
 
 __all__ = ["RELEASE", "TARGETS", "arguments", "kv_indices", "settings"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
 
@@ -18,8 +19,6 @@ CLASS_KEYWORDS: dict[str, Any] = {}
 _ARGUMENTS = "sglang.srt.server_args"
 
 TARGETS = (
-    Target("sglang.srt.arg_groups.arg_utils.A"),
-    Target("sglang.srt.arg_groups.arg_utils.Arg"),
     Target(f"{_ARGUMENTS}.add_attention_backend_choices", ("choices",)),
     Target(f"{_ARGUMENTS}.ServerArgs.__post_init__", ("self",)),
     Target(f"{_ARGUMENTS}.ServerArgs._handle_missing_default_values", ("self",)),
@@ -52,7 +51,11 @@ def wrap_steps(cls: type, steps: Mapping[str, Callable[[Any, Callable], None]]) 
 
 
 def _wrapped(previous: Callable, wrapper: Callable[[Any, Callable], None]) -> Callable:
-    return lambda server_args: wrapper(server_args, previous)
+    @functools.wraps(previous)
+    def step(server_args):
+        wrapper(server_args, previous)
+
+    return step
 
 
 def add_backend_choice(name: str) -> None:

@@ -8,8 +8,16 @@ from importlib.util import find_spec
 
 from sglang_spark.adapters.targets import Target
 
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 _BEFORE, _SINCE_0_5_23 = (f"sglang.kernels.ops.{package}.kv_indices" for package in ("kvcache", "attention"))
-_PATH = f"{_BEFORE if find_spec(_BEFORE) is not None else _SINCE_0_5_23}.create_flashinfer_kv_indices_triton"
+_PATH = f"{_BEFORE if _exists(_BEFORE) else _SINCE_0_5_23}.create_flashinfer_kv_indices_triton"
 
 TARGETS = (Target(_PATH),)
 

@@ -15,8 +15,6 @@ CLASS_KEYWORDS = {"dict": True}
 _OVERRIDES = "sglang.srt.arg_groups.overrides"
 
 TARGETS = (
-    Target("sglang.srt.arg_groups.arg_utils.A"),
-    Target("sglang.srt.arg_groups.arg_utils.Arg"),
     Target("sglang.srt.arg_groups.choices.add_attention_backend_choices"),
     Target("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
     Target(f"{_OVERRIDES}.declare_resolution", ("server_args", "source", "**fields")),

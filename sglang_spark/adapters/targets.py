@@ -8,10 +8,9 @@ import pkgutil
 from collections.abc import Iterable
 from typing import NamedTuple
 
-logger = logging.getLogger(__name__)
+from sglang_spark.releases import RUN_WITH
 
-# Releases that scripts/check_versions.py has served with; docs/versions.md says how.
-RUN_WITH = ("0.5.16", "0.5.18", "0.5.21", "0.5.23")
+logger = logging.getLogger(__name__)
 
 
 class UnsupportedSGLangError(RuntimeError):
@@ -53,6 +52,8 @@ _FORWARD = ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "*
 
 # The same in every release; what differs is in the adapter modules' own TARGETS.
 COMMON: tuple[Target, ...] = (
+    Target("sglang.srt.arg_groups.arg_utils.A"),
+    Target("sglang.srt.arg_groups.arg_utils.Arg"),
     Target("sglang.srt.server_args.ServerArgs"),
     Target("sglang.srt.entrypoints.engine.Engine.server_args_class"),
     Target(f"{_CONFIGURATOR}.configure", ("self", "pre_model_load_memory")),
@@ -80,12 +81,11 @@ COMMON: tuple[Target, ...] = (
     Target("sglang.srt.runtime_context.get_parallel", ()),
     Target("sglang.srt.configs.hybrid_arch.mambaish_config", ("model_config",)),
     Target("sglang.srt.configs.model_config.AttentionArch.MLA"),
-    Target("sglang.srt.configs.model_config.AttentionArch.SSM"),
 )
 
 
 def check_release(release: str, targets: Iterable[Target]) -> None:
-    """Let a release that was not run before pass with a warning if everything that SparK needs is there.
+    """Refuse a release that was not run before and lacks something that SparK needs.
 
     Raises
     ------
@@ -102,10 +102,16 @@ def check_release(release: str, targets: Iterable[Target]) -> None:
             + "\n  ".join(problems)
             + f"\nReleases it has been run with: {', '.join(RUN_WITH)}"
         )
-    logger.warning(
-        f"sglang-spark has not been run with SGLang {release}, only with {', '.join(RUN_WITH)}. Everything it hooks "
-        "into is there and takes the expected arguments, so it goes on; scripts/check_versions.py tests a release."
-    )
+
+
+def warn_of_release(release: str) -> None:
+    """Say so where a release was not run before, after all of its targets were found."""
+    if release not in RUN_WITH:
+        logger.warning(
+            f"sglang-spark has not been run with SGLang {release}, only with {', '.join(RUN_WITH)}. Everything it "
+            "hooks into is there and takes the expected arguments, so it goes on; scripts/check_versions.py tests a "
+            "release."
+        )
 
 
 def _starred(parameter: inspect.Parameter) -> str:
