@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
-import pkgutil
 from collections.abc import Iterable
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from sglang_spark.releases import RUN_WITH
 
@@ -34,9 +35,9 @@ class Target(NamedTuple):
     def problem(self) -> str | None:
         """What is wrong with it in the installed release, naming it; None if nothing is."""
         try:
-            found = pkgutil.resolve_name(self.path)
-        except (ImportError, AttributeError, ValueError) as error:
-            return f"{self.path} is missing ({error})"
+            found = _resolve(self.path)
+        except Exception as error:
+            return f"{self.path} is missing ({type(error).__name__}: {error})"
         if self.parameters is None:
             return None
         parameters = tuple(_starred(parameter) for parameter in inspect.signature(found).parameters.values())
@@ -112,6 +113,18 @@ def warn_of_release(release: str) -> None:
             "hooks into is there and takes the expected arguments, so it goes on; scripts/check_versions.py tests a "
             "release."
         )
+
+
+def _resolve(path: str) -> Any:
+    """Like ``pkgutil.resolve_name``, which says 'no attribute' where the import of a module fails."""
+    root, *names = path.split(".")
+    found = importlib.import_module(root)
+    for name in names:
+        if isinstance(found, ModuleType) and not hasattr(found, name):
+            found = importlib.import_module(f"{found.__name__}.{name}")
+        else:
+            found = getattr(found, name)
+    return found
 
 
 def _starred(parameter: inspect.Parameter) -> str:
