@@ -62,7 +62,8 @@ print("SAW", target.plain(1), imported_before(1), target.Thing().method(2), targ
 @pytest.fixture(scope="module", params=PATCHES, ids=lambda patch: patch.stem)
 def patched(request, tmp_path_factory):
     """Folder with the released package, patched."""
-    folder = tmp_path_factory.mktemp("release")
+    folder = tmp_path_factory.mktemp("patched", numbered=False) / f"sglang-{request.param.stem}"
+    folder.mkdir()
     wheel = _download(request.param.stem, folder)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -115,3 +116,15 @@ def test_plugins_run_once_and_change_their_targets(patched, tmp_path):
     assert str(patched) in result.stdout
     assert "SAW 2 2 20 8 replaced" in result.stdout
     assert "Could not hook target.missing" in result.stderr
+
+
+def test_sglang_spark_refuses_the_patched_release_by_name(patched, tmp_path):
+    """SGLang logs the refusal and goes on without the plugin; the flag is then unknown, so nothing serves dense."""
+    env = {**os.environ, "SGLANG_PLUGINS": "spark"}
+    env["PYTHONPATH"] = os.pathsep.join([str(patched), str(CPU_HOST), env.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tmp_path), "--kv-compress", "spark"]
+    result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert result.returncode == 2
+    assert f"does not work with SGLang {patched.name.rpartition('-')[2]}" in result.stderr
+    assert "kv_cache_configurator.KVCacheConfigurator._build_mha_kv_pool is missing" in result.stderr
+    assert "unrecognized arguments: --kv-compress spark" in result.stderr
