@@ -9,10 +9,11 @@ from types import ModuleType
 
 import pytest
 
+import setup_env
 from sglang_spark import adapters, plugin
 from sglang_spark.adapters import targets
 from sglang_spark.adapters.targets import Target, UnsupportedSGLangError, check_release, warn_of_release
-from sglang_spark.releases import RUN_WITH
+from sglang_spark.releases import MAIN, RUN_WITH
 
 UNKNOWN = "0.99.0"
 
@@ -108,3 +109,13 @@ def test_the_plugin_of_an_unknown_release_without_a_hook_target_does_not_load(mo
     monkeypatch.delattr(KVCacheConfigurator, "_build_mha_kv_pool")
     with pytest.raises(UnsupportedSGLangError, match=r"KVCacheConfigurator\._build_mha_kv_pool is missing"):
         importlib.reload(adapters)
+
+
+@pytest.mark.parametrize("release", RUN_WITH)
+def test_a_release_s_own_pins_take_the_place_of_the_main_ones(release):
+    main, own = setup_env.cpu_requirements(MAIN), setup_env.cpu_requirements(release)
+    file = setup_env.ROOT / "requirements" / f"cpu-{release}.txt"
+    pins = file.read_text().split() if file.exists() else []
+    assert len(own) == len(main)
+    assert set(own) - set(main) == set(pins)
+    assert f"sglang=={release}" in setup_env.cpu_steps(release)[2][1]
