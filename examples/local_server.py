@@ -133,6 +133,15 @@ class LocalServer:
         """``/server_info``: resolved arguments and sizes."""
         return self._json(requests.get(f"{self.url}/server_info", timeout=30))
 
+    def metrics(self) -> dict[str, float]:
+        """``/metrics`` of a server with ``--enable-metrics``; series of one name are added up."""
+        response = requests.get(f"{self.url}/metrics", timeout=30)
+        response.raise_for_status()
+        values: dict[str, float] = {}
+        for name, value in re.findall(r"^([\w:]+)(?:\{.*\})? (\S+)$", response.text, re.MULTILINE):
+            values[name] = values.get(name, 0.0) + float(value)
+        return values
+
     def generate(self, text: str | None = None, *, max_new_tokens: int = 16, **request: Any) -> dict[str, Any]:
         """One greedy ``/generate`` call; ``request`` adds or replaces fields of its body."""
         body: dict[str, Any] = {

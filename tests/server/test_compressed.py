@@ -18,7 +18,7 @@ FLAGS = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS))
 @pytest.fixture(scope="module")
 def dense_and_spark():
     """The dense server and one with the defaults of ``--kv-compress spark``."""
-    dense, spark = LocalServer(*FLAGS), LocalServer(*FLAGS, "--kv-compress", "spark")
+    dense, spark = LocalServer(*FLAGS), LocalServer(*FLAGS, "--kv-compress", "spark", "--enable-metrics")
     with running(dense, spark):
         yield dense, spark
 
@@ -95,6 +95,42 @@ def test_server_info_shows_the_settings(dense_and_spark, small_values):
     assert [spark[field] for field in fields] == ["spark", 0.8, 2, "", "spark"]
     assert [small_values.info()[field] for field in fields] == ["spark", 0.8, 1, "0", "spark"]
     assert [dense[field] for field in fields[:4]] == ["none", 0.8, 2, ""]
+
+
+def test_metrics_and_server_info_follow_the_traffic(dense_and_spark):
+    _, spark = dense_and_spark
+    spark.flush_cache()
+    before = _counts(spark)
+    answers = [spark.generate(prompt, max_new_tokens=8) for prompt in _prompts_with_a_common_prefix()]
+    after = _counts(spark)
+    info = [answer["meta_info"] for answer in answers]
+    cached = sum(answer["cached_tokens"] for answer in info)
+    # The last token of an answer is never fed back; the overlap scheduler may run one step more per request.
+    written = sum(answer["prompt_tokens"] + answer["completion_tokens"] - 1 for answer in info) - cached
+    assert cached > 300
+    assert after["restored_prefix_tokens"] - before["restored_prefix_tokens"] == cached
+    assert written <= after["rows_written"] - before["rows_written"] <= written + len(answers)
+
+    published = spark.metrics()
+    capacity = spark.capacity()
+    assert published["sglang:spark_bytes_per_token"] == capacity.bytes_per_token == after["bytes_per_token"]
+    assert published["sglang:spark_dense_bytes_per_token"] == capacity.dense_bytes_per_token
+    assert published["sglang:spark_kept_key_channels"] == 26
+    held = published["sglang:kv_used_tokens"] + published["sglang:kv_evictable_tokens"]
+    saved_per_token = capacity.dense_bytes_per_token - capacity.bytes_per_token
+    assert published["sglang:spark_saved_bytes"] == held * saved_per_token > 0
+    # Published at the last prefill; decode has gone on since.
+    assert before["rows_written"] < published["sglang:spark_rows_written_total"] <= after["rows_written"]
+    assert published["sglang:spark_restored_prefix_tokens_total"] == after["restored_prefix_tokens"]
+
+
+def _prompts_with_a_common_prefix() -> list[str]:
+    item = make_items("multi_turn", seed=23, count=1, target_tokens=400, questions=2)[0]
+    return [f"{item.document}\nQuestion: {turn.question}\nAnswer:" for turn in item.turns]
+
+
+def _counts(server: LocalServer) -> dict[str, int]:
+    return server.info()["internal_states"][0]["spark_kv_cache"]
 
 
 def test_capacity_line_agrees_with_arithmetic(dense_and_spark, small_values):
