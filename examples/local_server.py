@@ -22,6 +22,10 @@ START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 30.0
 
 
+LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
+# The command that installing SGLang puts beside the interpreter.
+SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
+
 CAPACITY_LINE = (
     r"SparK KV cache: (\d+) bytes per token against (\d+) dense \([\d.]+\), (.*), (\d+) tokens against (\d+) dense"
 )
@@ -50,7 +54,7 @@ class ServerFailed(RuntimeError):
 
 
 class LocalServer:
-    """``python -m sglang.launch_server`` as a context manager.
+    """An SGLang server as a context manager.
 
     Parameters
     ----------
@@ -60,10 +64,19 @@ class LocalServer:
         Folder of the model.
     env
         Environment variables besides this process's own.
+    launcher
+        The command that starts it: `LAUNCH_SERVER` or `SGLANG_SERVE`.
     """
 
-    def __init__(self, *arguments: str, model: Path | str = RECALL_MODEL, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        *arguments: str,
+        model: Path | str = RECALL_MODEL,
+        env: dict[str, str] | None = None,
+        launcher: tuple[str, ...] = LAUNCH_SERVER,
+    ):
         self.arguments = arguments
+        self.launcher = launcher
         self.model = str(model)
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -73,8 +86,7 @@ class LocalServer:
 
     @property
     def command(self) -> list[str]:
-        launch = [sys.executable, "-m", "sglang.launch_server", "--model-path", self.model]
-        return [*launch, "--port", str(self.port), *self.arguments]
+        return [*self.launcher, "--model-path", self.model, "--port", str(self.port), *self.arguments]
 
     def __enter__(self) -> LocalServer:
         # A session of its own, so that stopping the server stops its scheduler and detokenizer too.
