@@ -130,6 +130,10 @@ class LocalServer:
         self._process.wait()
         self._process = None
 
+    def is_running(self) -> bool:
+        """Whether the server's main process is alive."""
+        return self._process is not None and self._process.poll() is None
+
     def log(self) -> str:
         """Everything the server has printed so far."""
         return Path(self._log.name).read_text(errors="replace")

@@ -68,10 +68,11 @@ def build_spark_pool(original, configurator, *, max_total_num_tokens, mha_pool_c
 
 def build_spark_backend(model_runner):
     """Factory that SGLang calls for ``attention_backend="spark"``."""
+    from sglang_spark import canary
     from sglang_spark.attention.backend import SparkAttnBackend
 
     check_installed()
-    return SparkAttnBackend(model_runner)
+    return canary.CanaryBackend(model_runner) if canary.is_on() else SparkAttnBackend(model_runner)
 
 
 class Hook(NamedTuple):

@@ -15,11 +15,12 @@ from local_server import LocalServer
 POOL_TOKENS = 2048
 
 
-@pytest.fixture(scope="module", params=[1, 16], ids=lambda page_size: f"page_size={page_size}")
+@pytest.fixture(scope="module", params=[(1, "lru"), (16, "tlru")], ids=["page_size=1-lru", "page_size=16-tlru"])
 def dense_and_spark(request):
     """The two servers, alike but for the flag."""
+    page_size, eviction = request.param
     flags = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS), "--chunked-prefill-size", "256")
-    flags += ("--page-size", str(request.param), "--schedule-conservativeness", "0.1")
+    flags += ("--page-size", str(page_size), "--radix-eviction-policy", eviction, "--schedule-conservativeness", "0.1")
     dense = LocalServer(*flags)
     spark = LocalServer(*flags, "--kv-compress", "spark", "--spark-key-ratio", "0")
     with running(dense, spark):

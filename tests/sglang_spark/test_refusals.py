@@ -31,6 +31,7 @@ LAUNCHES = {
     "--prefill-only-disable-kv-cache": ("llama", ("--prefill-only-disable-kv-cache", "--is-embedding")),
     "--attn-cp-size": ("llama", ("--attn-cp-size", "2", "--tp-size", "2")),
     "--dllm-algorithm": ("llama", ("--dllm-algorithm", "LowConfidence")),
+    "--kv-canary": ("llama", ("--kv-canary", "raise")),
     "--device": ("llama", ("--device", "cuda")),
 }
 
