@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import openai
 import requests
 
 RECALL_MODEL = Path(__file__).resolve().parent / "recall-model"
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 30.0
 
 
@@ -193,6 +194,16 @@ class LocalServer:
         if not response.ok:
             raise RuntimeError(f"{response.url} answered {response.status_code}: {response.text[:1000]}")
         return response.json()
+
+
+@contextlib.contextmanager
+def serving(url: str | None, *arguments: str) -> Iterator[str]:
+    """The URL of a server: ``url``, or that of a `LocalServer` with ``arguments`` where it is None."""
+    if url is not None:
+        yield url.rstrip("/")
+        return
+    with LocalServer("--max-total-tokens", "16384", "--enable-cache-report", *arguments) as server:
+        yield server.url
 
 
 def _free_port() -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import traffic
 from servers import COMMON_FLAGS, running
 
-import demo
+import frontend_fork_join
+import multi_turn_chat
+import openai_streaming
 from local_server import LocalServer
 from recall_tasks import Turn, make_items
 
@@ -84,9 +88,26 @@ def test_two_users_share_the_slots_of_their_system_prompt(dense_and_spark):
 def test_a_frontend_program_forks_from_shared_slots(dense_and_spark):
     _, spark = dense_and_spark
     item = make_items("multi_needle", seed=22, count=1, target_tokens=900, questions=4)[0]
-    answers = demo.ask_in_forks(spark, item)
+    answers = frontend_fork_join.ask_in_forks(spark.url, item)
     assert all(turn.is_correct(answer.text) for turn, answer in zip(item.turns, answers, strict=True)), answers
     assert all(answer.cached_tokens > 800 for answer in answers), answers
+
+
+@pytest.mark.parametrize("example", [frontend_fork_join, multi_turn_chat], ids=lambda example: example.__name__)
+def test_examples_answer_from_the_cache(example, dense_and_spark, capsys):
+    _, spark = dense_and_spark
+    spark.flush_cache()
+    example.main(["--url", spark.url])
+    cached = [int(number) for number in re.findall(r"\[(\d+) of \d+ cached\]", capsys.readouterr().out)]
+    assert len(cached) == 4 and all(number > 800 for number in cached[1:]), cached
+
+
+def test_the_streaming_example_prints_the_answer(dense_and_spark, capsys):
+    _, spark = dense_and_spark
+    openai_streaming.main(["--url", spark.url + "/"])
+    turn = make_items("single_needle", seed=11, count=1, target_tokens=900)[0].turns[0]
+    question, answer = capsys.readouterr().out.strip().split("\n")
+    assert question == turn.question and turn.is_correct(answer)
 
 
 def test_server_info_shows_the_settings(dense_and_spark, small_values):
