@@ -34,17 +34,17 @@ class Works(NamedTuple):
     test: str
 
     def __str__(self) -> str:
-        file, _, name = self.test.partition("::")
-        return f"works: [`{name}`](../{file})"
+        return f"works: {link(self.test)}"
 
 
 class Refused(NamedTuple):
-    """The server does not start."""
+    """Answered with an error; the test that shows it, where it is not in the table of refusals."""
 
     why: str
+    test: str | None = None
 
     def __str__(self) -> str:
-        return f"refused: {self.why}"
+        return f"refused: {self.why}" + (f" ({link(self.test)})" if self.test else "")
 
 
 class Blocked(NamedTuple):
@@ -97,6 +97,9 @@ FEATURES: dict[str, dict[str, Cell]] = {
         "overlap scheduler": Works(LOSSLESS),
         "`--disable-overlap-schedule`": Works(SCALE + "test_without_the_radix_cache"),
         "aborts and disconnects": Works(LOSSLESS),
+        "no row changes between its write and its reads": Works(
+            "tests/server/test_canary.py::test_a_changed_row_stops_the_server"
+        ),
         "`--tp-size` 2": Works(SCALE + "test_tensor_parallel"),
         "`--dp-size` 2": Works(SCALE + "test_data_parallel_by_sglang_serve"),
         "`--pp-size` 2": Blocked("SGLang 0.5.21 does not split a model with tied embeddings, such as the bundled one"),
@@ -106,6 +109,7 @@ FEATURES: dict[str, dict[str, Cell]] = {
         "`python -m sglang.launch_server`": Works(LOSSLESS),
         "`sglang serve`": Works(SCALE + "test_data_parallel_by_sglang_serve"),
         "`sglang.Engine`": Works(LAUNCH + "test_engine_takes_the_flags_as_keywords"),
+        "`sglang.Engine`, a batch of prompts": Works(LAUNCH + "test_the_offline_engine_example"),
         "`--config` YAML": Works(FLAGS + "test_yaml_config"),
         "frontend programs with fork and join": Works(COMPRESSED + "test_a_frontend_program_forks_from_shared_slots"),
         "`/metrics` and `/server_info`": Works(COMPRESSED + "test_metrics_and_server_info_follow_the_traffic"),
@@ -120,7 +124,9 @@ FEATURES: dict[str, dict[str, Cell]] = {
         "JSON schema and regular expressions": Works(SCALE + "test_asked_in_many_ways"),
         "LoRA adapters": Works(SCALE + "test_asked_in_many_ways"),
         "log-probabilities of prompt and answer": Works(SCALE + "test_logprobs_of_prompt_and_answer"),
-        "embeddings": Refused("a server of a generation model answers with status 400, as without SparK"),
+        "embeddings from a generation model": Refused(
+            "status 400, as without SparK", SCALE + "test_embeddings_of_a_generation_model_are_refused"
+        ),
     },
     "Values": {
         "`--kv-cache-dtype auto`": Works(COMPRESSED + "test_recall_questions_are_answered"),
@@ -128,6 +134,12 @@ FEATURES: dict[str, dict[str, Cell]] = {
         "`--spark-dense-layers`": Works(COMPRESSED + "test_recall_questions_are_answered_with_small_values"),
     },
 }
+
+
+def link(test: str) -> str:
+    """A test's name, leading to its file."""
+    file, _, name = test.partition("::")
+    return f"[`{name}`](../{file})"
 
 
 def gpu_cell(cpu: Cell) -> Cell:
@@ -152,10 +164,9 @@ def document() -> str:
         lines += [f"## {section}\n", "| | CPU | NVIDIA GPU |", "|---|---|---|"]
         lines += [f"| {feature} | {cell} | {gpu_cell(cell)} |" for feature, cell in features.items()]
         lines.append("")
-    file, _, name = REFUSAL_TEST.partition("::")
     lines += [
         "## Refused everywhere\n",
-        f"Each with a test: [`{name}`](../{file}).\n",
+        f"Each with a test: {link(REFUSAL_TEST)}.\n",
         "| setting | | what works instead |",
         "|---|---|---|",
     ]

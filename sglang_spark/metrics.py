@@ -28,13 +28,11 @@ class CacheUsage:
     def count(self, forward_batch: Any) -> None:
         """Add a batch that has run; reads only what SGLang keeps on the host."""
         mode = forward_batch.forward_mode
-        if mode.is_idle():
-            return
         if mode.is_decode():
             self.rows_written += forward_batch.batch_size
-            return
-        self.rows_written += sum(forward_batch.extend_seq_lens_cpu)
-        self.restored_prefix_tokens += sum(forward_batch.extend_prefix_lens_cpu)
+        elif mode.is_extend():
+            self.rows_written += sum(forward_batch.extend_seq_lens_cpu)
+            self.restored_prefix_tokens += sum(forward_batch.extend_prefix_lens_cpu)
 
     def saved_bytes(self, num_tokens: int) -> int:
         """Bytes that ``num_tokens`` cached tokens would take in a dense cache and do not take here."""

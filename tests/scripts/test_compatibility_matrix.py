@@ -10,7 +10,7 @@ import compatibility_matrix as matrix
 from sglang_spark.compatibility import REFUSALS
 
 FEATURES = {name: cell for section in matrix.FEATURES.values() for name, cell in section.items()}
-TESTS = {cell.test for cell in FEATURES.values() if isinstance(cell, matrix.Works)} | {matrix.REFUSAL_TEST}
+TESTS = {cell.test for cell in FEATURES.values() if getattr(cell, "test", None)} | {matrix.REFUSAL_TEST}
 
 
 @pytest.mark.parametrize("test", sorted(TESTS))
