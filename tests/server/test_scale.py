@@ -12,6 +12,7 @@ import pytest
 import traffic
 from lora_adapter import write_adapter
 from servers import COMMON_FLAGS, running
+from untied_model import write_untied_model
 
 from local_server import SGLANG_SERVE, LocalServer
 
@@ -101,6 +102,15 @@ def test_data_parallel_by_sglang_serve(said):
             assert _tokens(send(server)) == _tokens(said(send)), send.__name__
         replicas = _cache(server)
         assert len(replicas) == 2 and all(replica["rows_written"] > 1000 for replica in replicas)
+
+
+def test_pipeline_parallel(said, tmp_path):
+    model = write_untied_model(tmp_path / "untied")
+    with LocalServer(*FLAGS, *LOSSLESS, "--pp-size", "2", model=model, env=TWO_RANKS) as server:
+        for send in SENT:
+            assert _tokens(send(server)) == _tokens(said(send)), send.__name__
+        # Each stage holds two of the four layers.
+        assert server.capacity().bytes_per_token == 2 * 2 * 2 * 128 * 4
 
 
 def test_without_the_radix_cache(said):
