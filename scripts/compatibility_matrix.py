@@ -102,7 +102,7 @@ FEATURES: dict[str, dict[str, Cell]] = {
         ),
         "`--tp-size` 2": Works(SCALE + "test_tensor_parallel"),
         "`--dp-size` 2": Works(SCALE + "test_data_parallel_by_sglang_serve"),
-        "`--pp-size` 2": Blocked("SGLang 0.5.21 does not split a model with tied embeddings, such as the bundled one"),
+        "`--pp-size` 2": Works(SCALE + "test_pipeline_parallel"),
         "CUDA graphs": NEEDS_GPU,
     },
     "Ways to start and to watch": {
