@@ -117,6 +117,10 @@ def _whole_prefill_graphs(launch: Launch) -> Any:
     return "full" if config is not None and config.prefill.backend == "full" else None
 
 
+def _sglang_canary(launch: Launch) -> Any:
+    return launch.resolved.kv_canary if launch.resolved.kv_canary != "none" else None
+
+
 def _disaggregated(launch: Launch) -> Any:
     mode = launch.resolved.disaggregation_mode
     return mode if mode != "null" else None
@@ -265,6 +269,12 @@ REFUSALS: tuple[Refusal, ...] = (
         _switched_on("enable_two_batch_overlap"),
         "two half batches would share one SparK backend",
         _LEAVE_OUT,
+    ),
+    Refusal(
+        "--kv-canary",
+        _sglang_canary,
+        "SGLang's canary hashes dense keys, and of one layer only",
+        "Set SGLANG_SPARK_CANARY=1 in the environment, which hashes every row of every layer",
     ),
     Refusal(
         "--dllm-algorithm",
