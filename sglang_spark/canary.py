@@ -13,7 +13,7 @@ import os
 import torch
 
 from sglang_spark.attention.backend import SparkAttnBackend
-from sglang_spark.attention.indices import ragged_slots
+from sglang_spark.attention.indices import fill_slots, indptr
 from sglang_spark.pool import SparkTokenToKVPool
 
 VARIABLE = "SGLANG_SPARK_CANARY"
@@ -100,6 +100,8 @@ class CanaryBackend(SparkAttnBackend):
     ------
     RowChanged
         From any forward pass.
+    RuntimeError
+        CUDA graphs are on.
     """
 
     def __init__(self, model_runner):
@@ -108,14 +110,18 @@ class CanaryBackend(SparkAttnBackend):
         # Slots of the batch at hand that attention reads and the batch did not write.
         self._read = torch.zeros(0, dtype=torch.int64)
 
+    def init_cuda_graph_state(self, max_bs, max_num_tokens):
+        raise RuntimeError(f"{VARIABLE}=1 cannot look at rows within a CUDA graph: add --disable-cuda-graph")
+
     def init_forward_metadata(self, forward_batch):
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_idle():
             return
         lengths = forward_batch.seq_lens - 1 if mode.is_decode() else forward_batch.extend_prefix_lens
-        _, read = ragged_slots(self.req_to_token, forward_batch.req_pool_indices, lengths)
-        self._read = read.long()
+        kv_indptr = indptr(lengths)
+        read = torch.empty(int(kv_indptr[-1]), dtype=torch.int64, device=self.device)
+        self._read = fill_slots(self.req_to_token, forward_batch.req_pool_indices, lengths, kv_indptr, read)
         clash = forward_batch.out_cache_loc[torch.isin(forward_batch.out_cache_loc, self._read)]
         if len(clash):
             raise RowChanged(f"a batch writes slots that it also reads: {_few(clash)}")

@@ -13,8 +13,8 @@ from sglang.srt.mem_cache.pool_host.mha import AsymmetricMHATokenToKVPoolHost
 
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
+from spark_kernels import SparkBatchDecodeWrapper, write_rows
 from spark_kernels.record import KeyFormat, ValueFormat
-from spark_kernels.wrappers import SparkBatchDecodeWrapper
 
 NUM_KV_HEADS, NUM_QO_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 2, 4, 128, 16, 8
 COMPRESSED = KeyFormat.from_ratio(HEAD_DIM, 0.8, 2)
@@ -43,8 +43,6 @@ def _pool(layers: str) -> SparkTokenToKVPool:
 
 def _fill(pool: SparkTokenToKVPool) -> None:
     """Rows as the write kernel makes them."""
-    from spark_kernels.wrappers import write_rows
-
     num_tokens = PAGE_SIZE * NUM_PAGES
     generator = torch.Generator().manual_seed(0)
     for layer_id in range(pool.layer_num):
