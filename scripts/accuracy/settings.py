@@ -1,0 +1,54 @@
+"""The ways of storing the cache that are measured through real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from transformers import AutoConfig
+
+from accuracy.endpoint import Endpoint
+from accuracy.outcomes import DENSE, Label
+from local_server import LocalServer
+
+VALUE_BYTES = {"bf16": 2.0, "fp8_e4m3": 1.0}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A label and the command line that makes a server store its cache that way."""
+
+    label: Label
+    flags: tuple[str, ...] = ()
+
+
+def spark(key_ratio: float, restore_bits: int, values: str = "bf16") -> Setting:
+    flags = ("--kv-compress", "spark", "--spark-key-ratio", str(key_ratio), "--spark-restore-bits", str(restore_bits))
+    if values == "fp8_e4m3":
+        flags += ("--kv-cache-dtype", values)
+    return Setting(Label("spark", key_ratio, restore_bits, values), flags)
+
+
+SETTINGS = (
+    Setting(DENSE),
+    spark(0.8, 2),
+    spark(0.8, 2, "fp8_e4m3"),
+    spark(0.8, 1),
+    spark(0.8, 0),
+    spark(0.9, 2),
+)
+
+
+@contextmanager
+def serve(setting: Setting, model: str, arguments: list[str]) -> Iterator[tuple[Endpoint, float]]:
+    """Starts a server; gives its endpoint and its bytes of K + V per token and KV head."""
+    with LocalServer(*arguments, *setting.flags, model=model) as server:
+        yield Endpoint(server.url), _bytes_per_token_head(server, setting, model)
+
+
+def _bytes_per_token_head(server: LocalServer, setting: Setting, model: str) -> float:
+    config = AutoConfig.from_pretrained(model)
+    if setting.label == DENSE:
+        return 2 * VALUE_BYTES["bf16"] * (config.head_dim or config.hidden_size // config.num_attention_heads)
+    return server.capacity().bytes_per_token / (config.num_hidden_layers * config.num_key_value_heads)
