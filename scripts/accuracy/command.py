@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from accuracy.jsonl import DEFAULT_LONGBENCH_PROMPT
 from accuracy.outcomes import Label
 from accuracy.server_campaign import Files, Plan, measure, measure_servers
 from accuracy.settings import SETTINGS, Setting
-from accuracy.tasks import TASKS
+from accuracy.tasks import TASKS, file_task
 from local_server import RECALL_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     _add_sharing(commands)
     _add_simulate(commands)
     _add_stress(commands)
+    _add_report(commands)
     return top
 
 
@@ -41,6 +43,8 @@ def _add_servers(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("servers", help="ask servers the questions of generated tasks")
     _add_common(command)
     _add_plan(command, TRAINED_TASKS)
+    command.add_argument("--files", type=Path, nargs="+", help="LongBench or RULER JSONL files, instead of --tasks")
+    command.add_argument("--longbench-prompt", default=DEFAULT_LONGBENCH_PROMPT, help="template of LongBench files")
     command.add_argument("--base-url", help="ask this running server instead of starting any")
     command.add_argument("--label", default="dense", help="method of the running server: `dense`, or any other name")
     command.add_argument("--bytes", type=float, help="bytes of K + V per token and KV head of the running server")
@@ -110,6 +114,20 @@ def _stress(options: argparse.Namespace) -> None:
     run_stress(options.results, options.draws)
 
 
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("report", help="write the tables and plots of docs/accuracy.md from the results")
+    command.add_argument("--results", type=Path, default=RESULTS, help="folder of the results files")
+    command.add_argument("--document", type=Path, default=ROOT / "docs" / "accuracy.md")
+    command.add_argument("--no-plots", action="store_true", help="tables only, without matplotlib")
+    command.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from accuracy.report import write_report
+
+    write_report(options.document, options.results, plots=not options.no_plots)
+
+
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model-path", default=str(RECALL_MODEL), help="model folder or name (default: the bundled)")
     command.add_argument("--server-arguments", default="", help="further arguments of each server, in one string")
@@ -125,7 +143,11 @@ def _add_plan(command: argparse.ArgumentParser, tasks: tuple[str, ...]) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    return Plan(tuple(options.tasks), tuple(options.lengths), options.items, options.seed)
+    if getattr(options, "files", None):
+        tasks = tuple(file_task(path, options.longbench_prompt) for path in options.files)
+        return Plan(tasks, (0,), options.items, options.seed)
+    tasks = tuple(TASKS[name] for name in options.tasks)
+    return Plan(tasks, tuple(options.lengths), options.items, options.seed)
 
 
 def _is_bundled(model: str) -> bool:

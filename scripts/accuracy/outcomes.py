@@ -107,14 +107,16 @@ def make_row(label: Label, size: float, task: str, length: int, outcomes: list[O
 
 
 def make_comparisons(
-    label: Label, task: str, length: int, outcomes: list[Outcome], dense: list[Outcome], source: Source
+    label: Label, task: str, length: int, outcomes: list[Outcome], dense: list[Outcome] | None, source: Source
 ) -> list[Comparison]:
-    """What `Row` has no place for: the paired difference in exact match, and token-level numbers with intervals."""
+    """What `Row` has no place for: the paired difference in exact match, and token-level numbers with intervals.
+
+    Without outcomes of the dense cache there is no difference.
+    """
     items = [outcome.item for outcome in outcomes]
+    right = [outcome.right for outcome in outcomes]
     found: dict[tuple[str, str], Estimate | None] = {
-        ("exact_match", "dense"): paired_difference(
-            [outcome.right for outcome in outcomes], [outcome.right for outcome in dense], items
-        ),
+        ("exact_match", "dense"): paired_difference(right, [o.right for o in dense], items) if dense else None,
         ("token_accuracy", "expected answer"): per_token(outcomes, "token_hits"),
         ("top1_agreement", "dense"): per_token(outcomes, "agrees"),
         ("kl", "dense"): per_token(outcomes, "kl"),

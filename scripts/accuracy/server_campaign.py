@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from rich.progress import Progress
 from transformers import AutoTokenizer
 
 from accuracy.endpoint import Endpoint
-from accuracy.outcomes import DENSE, OutcomeStore, make_comparisons, make_row
+from accuracy.outcomes import DENSE, Label, Outcome, OutcomeStore, make_comparisons, make_row
 from accuracy.references import load_references, save_references
 from accuracy.results import Comparison, ResultsFile, Row
 from accuracy.server_runs import Interview
 from accuracy.settings import Setting, serve
-from accuracy.tasks import TASKS
+from accuracy.tasks import Item, Task
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,18 @@ class Plan:
     Parameters
     ----------
     tasks, lengths
-        Names from `TASKS`, and document lengths in tokens.
+        What is asked, and document lengths in tokens.
     items, seed
         Documents per task and length, and which.
     """
 
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
     lengths: tuple[int, ...]
     items: int
     seed: int
 
     @property
-    def cells(self) -> list[tuple[str, int]]:
+    def cells(self) -> list[tuple[Task, int]]:
         return [(task, length) for length in self.lengths for task in self.tasks]
 
 
@@ -78,31 +79,38 @@ def measure(
     RuntimeError
         The dense server has not been measured on these questions.
     """
-    interview = Interview(endpoint, AutoTokenizer.from_pretrained(model), exact)
+    tokenizer = AutoTokenizer.from_pretrained(model) if endpoint.has_logprobs() else None
+    interview = Interview(endpoint, tokenizer, exact)
     store = OutcomeStore(files.work, "server")
-    cells = _missing(setting, plan, files)
+    label, cells = setting.label, _missing(setting, plan, files)
     with Progress() as progress:
-        bar = progress.add_task(str(setting.label), total=len(cells) * plan.items)
+        bar = progress.add_task(str(label), total=len(cells) * plan.items)
         for task, length in cells:
-            progress.update(bar, description=f"{setting.label}: {task} {length}")
-            items = TASKS[task].make(plan.seed, plan.items, length)
-            if TASKS[task].own_history:
-                outcomes = interview.converse(items, lambda: progress.advance(bar))
-            else:
-                path = files.work / "references" / f"{task}-{length}-{plan.seed}-{plan.items}.npz"
-                references = {} if setting.label == DENSE else load_references(path)
-                if setting.label != DENSE and not references:
-                    raise RuntimeError(f"{task} at {length} tokens: measure the dense server first ({path} is missing)")
-                outcomes = interview.ask(items, references, lambda: progress.advance(bar))
-                if setting.label == DENSE:
-                    save_references(path, references)
-            store.save(setting.label, task, length, outcomes)
-            dense = store.load(DENSE, task, length)
-            files.comparisons.add(*make_comparisons(setting.label, task, length, outcomes, dense, "server"))
-            files.rows.add(make_row(setting.label, size, task, length, outcomes, "server"))
+            progress.update(bar, description=f"{label}: {task.name} {length}")
+            path = files.work / "references" / f"{task.name}-{length}-{plan.seed}-{plan.items}.npz"
+            items = task.make(plan.seed, plan.items, length)
+            outcomes = _outcomes(interview, task, items, label, path, lambda: progress.advance(bar))
+            store.save(label, task.name, length, outcomes)
+            dense = store.load(DENSE, task.name, length)
+            files.comparisons.add(*make_comparisons(label, task.name, length, outcomes, dense, "server"))
+            files.rows.add(make_row(label, size, task.name, length, outcomes, "server"))
 
 
-def _missing(setting: Setting, plan: Plan, files: Files) -> list[tuple[str, int]]:
+def _outcomes(
+    interview: Interview, task: Task, items: list[Item], label: Label, path: Path, on_item: Callable[[], None]
+) -> list[Outcome]:
+    if task.own_history:
+        return interview.converse(items, on_item)
+    references = {} if label == DENSE else load_references(path)
+    if not references and label != DENSE and interview.tokenizer:
+        raise RuntimeError(f"{task.name}: measure the dense server on the same items first ({path} is missing)")
+    outcomes = interview.ask(items, references, on_item)
+    if references and label == DENSE:
+        save_references(path, references)
+    return outcomes
+
+
+def _missing(setting: Setting, plan: Plan, files: Files) -> list[tuple[Task, int]]:
     label = setting.label
     rows = files.rows.find(
         method=label.method,
@@ -112,4 +120,4 @@ def _missing(setting: Setting, plan: Plan, files: Files) -> list[tuple[str, int]
         source="server",
     )
     done = {(row.task, row.length) for row in rows}
-    return [cell for cell in plan.cells if cell not in done]
+    return [(task, length) for task, length in plan.cells if (task.name, length) not in done]

@@ -48,13 +48,13 @@ class Interview:
     endpoint
         The server.
     tokenizer
-        Makes token ids of prompts and text of replies.
+        Makes token ids of prompts and text of replies; None to ask the OpenAI endpoints, for replies alone.
     exact
         Whether a reply is right only if it is the expected answer token by token, as a model trained on these tasks
         gives it; otherwise it has to contain the values.
     """
 
-    def __init__(self, endpoint: Endpoint, tokenizer: PreTrainedTokenizerBase, exact: bool):
+    def __init__(self, endpoint: Endpoint, tokenizer: PreTrainedTokenizerBase | None, exact: bool):
         self.endpoint = endpoint
         self.tokenizer = tokenizer
         self.exact = exact
@@ -68,6 +68,9 @@ class Interview:
         def conversation(number: int) -> list[Outcome]:
             outcomes = []
             for turn, question in enumerate(items[number].questions):
+                if self.tokenizer is None:
+                    outcomes.append(self._reply(number, question))
+                    continue
                 outcome, reference = self._answer(number, question, references.get((number, turn)))
                 outcomes.append(outcome)
                 if make_references:
@@ -75,16 +78,25 @@ class Interview:
             on_item()
             return outcomes
 
-        self.endpoint.flush_cache()
-        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            return [outcome for outcomes in pool.map(conversation, range(len(items))) for outcome in outcomes]
+        if self.tokenizer is not None:
+            self.endpoint.flush_cache()
+        return _side_by_side(conversation, len(items))
+
+    def _reply(self, number: int, question: Question) -> Outcome:
+        if question.complete is not None:
+            raise ValueError("continuations are compared token by token, which needs SGLang's /generate")
+        *before, last = question.messages
+        # No endpoint but SGLang's own takes the beginning of a reply.
+        asked = [*before, {**last, "content": f"{last['content']} {question.prefix}".rstrip()}]
+        reply = self.endpoint.chat(asked, question.max_new_tokens)
+        return Outcome(number, question.score(reply), f1=question.f1(reply))
 
     def _answer(self, number: int, question: Question, reference: Reference | None) -> tuple[Outcome, Reference]:
         prompt = prompt_ids(self.tokenizer, question)
         if reference is not None:
             expected = reference.ids
         else:
-            expected = expected_ids(self.tokenizer, question) if self.exact else None
+            expected = expected_ids(self.tokenizer, question) if self._is_exact(question) else None
         if expected is None:
             free = self.endpoint.generate(
                 prompt,
@@ -94,7 +106,7 @@ class Interview:
             )
             followed, expected = Followed(free.ids, free.steps, free.cached_tokens), free.ids
         else:
-            reply_tokens = 0 if self.exact else question.max_new_tokens
+            reply_tokens = 0 if self._is_exact(question) else question.max_new_tokens
             followed = follow(self.endpoint, prompt, expected, reply_tokens)
         reference = reference or Reference(expected, followed.steps)
         return self.judge(number, question, followed, reference), reference
@@ -110,35 +122,45 @@ class Interview:
                 history += question.messages if turn == 0 else question.messages[-1:]
                 reply = self.endpoint.chat(history, question.max_new_tokens)
                 history.append({"role": "assistant", "content": reply})
-                outcomes.append(Outcome(number, float(question.contains_answer(reply))))
+                outcomes.append(Outcome(number, question.score(reply)))
             on_item()
             return outcomes
 
-        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            return [outcome for outcomes in pool.map(conversation, range(len(items))) for outcome in outcomes]
+        return _side_by_side(conversation, len(items))
+
+    def _is_exact(self, question: Question) -> bool:
+        return self.exact and question.answer is not None
 
     def judge(self, number: int, question: Question, followed: Followed, reference: Reference) -> Outcome:
         """Scores the distributions along the reference, and the reply."""
         tops = [step.top for step in followed.steps]
-        if self.exact or question.complete is not None:
-            right = followed.reply[: len(reference.ids)] == reference.ids
+        f1 = None
+        if self._is_exact(question) or question.complete is not None:
+            right = float(followed.reply[: len(reference.ids)] == reference.ids)
         else:
-            right = question.contains_answer(question.prefix + self._text(followed.reply))
+            text = question.prefix + self._text(followed.reply)
+            right, f1 = question.score(text), question.f1(text)
         return Outcome(
             item=number,
-            right=float(right),
+            right=right,
             token_hits=tuple(top == token for top, token in zip(tops, reference.ids, strict=True)),
             agrees=tuple(top == dense.top for top, dense in zip(tops, reference.steps, strict=True)),
             kl=tuple(
                 round(kl_divergence(dense, step), 7)
                 for dense, step in zip(reference.steps, followed.steps, strict=True)
             ),
+            f1=f1,
         )
 
     def _text(self, reply: list[int]) -> str:
         """The reply up to its end, which a server told to ignore ends goes beyond."""
         ends = [index for index, token in enumerate(reply) if token == self.tokenizer.eos_token_id]
         return self.tokenizer.decode(reply[: ends[0]] if ends else reply, skip_special_tokens=True)
+
+
+def _side_by_side(conversation: Callable[[int], list[Outcome]], count: int) -> list[Outcome]:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+        return [outcome for outcomes in pool.map(conversation, range(count)) for outcome in outcomes]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[int]:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from accuracy.outcomes import DENSE, Outcome, OutcomeStore, make_comparisons, make_row
 from accuracy.server_campaign import Files, Plan
 from accuracy.server_runs import expected_ids, prompt_ids
-from accuracy.tasks import TASKS, Item
+from accuracy.tasks import Item
 from baselines import METHODS, ChannelStatistics, decision_variants
 from baselines.base import Chunk, Method
 from baselines.simulated_cache import SimulatedCache, forward, load_model
@@ -55,21 +55,27 @@ class Simulator:
 
     def prefill(self, conversation: Conversation) -> Prefill:
         cache = SimulatedCache(Method(), self.num_layers)
-        logprobs = forward(self.model, cache, conversation.prompts[0], decoding=False, logits_to_keep=1)[-1]
+        logprobs = forward(self.model, [cache], conversation.prompts[0], decoding=False, logits_to_keep=1)[0, -1]
         return Prefill(cache.last_chunks, logprobs)
 
-    def answer(self, conversation: Conversation, prefill: Prefill, method: Method) -> list[torch.Tensor]:
-        """Per turn, log-probabilities ``[answer tokens, vocabulary]`` before each token of the answer."""
-        cache = SimulatedCache(method, self.num_layers)
-        cache.start_from(prefill.chunks)
-        steps = []
+    def answer(
+        self, conversation: Conversation, prefill: Prefill, methods: Sequence[Method]
+    ) -> list[list[torch.Tensor]]:
+        """Per method and turn, log-probabilities ``[answer tokens, vocabulary]`` before each token of the answer."""
+        caches = [SimulatedCache(method, self.num_layers) for method in methods]
+        for cache in caches:
+            cache.start_from(prefill.chunks)
+        steps: list[list[torch.Tensor]] = [[] for _ in methods]
         for turn, (prompt, answer) in enumerate(zip(conversation.prompts, conversation.answers, strict=True)):
-            first = prefill.logprobs
+            first = prefill.logprobs.expand(len(caches), 1, -1)
             if turn:
-                first = forward(self.model, cache, prompt[cache.tokens :], decoding=False, logits_to_keep=1)[-1]
+                first = forward(self.model, caches, prompt[caches[0].tokens :], decoding=False, logits_to_keep=1)
             # The last token of an answer is never read by the server either.
-            rest = forward(self.model, cache, answer[:-1], decoding=True) if len(answer) > 1 else first[:0]
-            steps.append(torch.cat([first[None], rest]))
+            parts = [first]
+            if len(answer) > 1:
+                parts.append(forward(self.model, caches, answer[:-1], decoding=True))
+            for mine, logprobs in zip(steps, torch.cat(parts, 1), strict=True):
+                mine.append(logprobs)
         return steps
 
 
@@ -99,28 +105,28 @@ def simulate(plan: Plan, files: Files, model_path: str, *, variants: bool) -> No
     store = OutcomeStore(files.work, "simulation")
     with Progress() as progress:
         for task, length in plan.cells:
-            missing = [method for method in methods if store.load(method.label, task, length) is None]
-            bar = progress.add_task(f"{task} {length}", total=len(missing) * plan.items)
-            items = TASKS[task].make(plan.seed, plan.items, length) if missing else []
+            missing = [method for method in methods if store.load(method.label, task.name, length) is None]
+            bar = progress.add_task(f"{task.name} {length}", total=plan.items if missing else 0)
+            items = task.make(plan.seed, plan.items, length) if missing else []
             found = answer_all(simulator, items, missing, lambda bar=bar: progress.advance(bar))
             for method, outcomes in found.items():
-                store.save(method.label, task, length, outcomes)
-            _add_rows(methods, task, length, files, store, simulator.model.config.head_dim)
+                store.save(method.label, task.name, length, outcomes)
+            _add_rows(methods, task.name, length, files, store, simulator.model.config.head_dim)
 
 
 def answer_all(
-    simulator: Simulator, items: list[Item], methods: list[Method], on_answer: Callable[[], None]
+    simulator: Simulator, items: list[Item], methods: list[Method], on_item: Callable[[], None]
 ) -> dict[Method, list[Outcome]]:
     """Outcomes of every method on every item; an item's exact prefill serves all methods."""
     outcomes: dict[Method, list[Outcome]] = {method: [] for method in methods}
     for number, item in enumerate(items):
         conversation = simulator.conversation(item)
         prefill = simulator.prefill(conversation)
-        dense = simulator.answer(conversation, prefill, Method())
-        for method in methods:
-            steps = simulator.answer(conversation, prefill, method)
-            outcomes[method] += judge(number, conversation, steps, dense)
-            on_answer()
+        # The dense cache again, first, because every method is compared with it on the same item.
+        dense, *steps = simulator.answer(conversation, prefill, [Method(), *methods])
+        for method, found in zip(methods, steps, strict=True):
+            outcomes[method] += judge(number, conversation, found, dense)
+        on_item()
     return outcomes
 
 
@@ -144,7 +150,7 @@ def calibrate(simulator: Simulator) -> ChannelStatistics:
     for item in make_items("multi_turn", CALIBRATION_SEED, CALIBRATION_DOCUMENTS, 1000):
         cache = SimulatedCache(Method(), simulator.num_layers)
         ids = simulator.tokenizer.encode(item.document, add_special_tokens=False)
-        forward(simulator.model, cache, ids, decoding=False, logits_to_keep=1)
+        forward(simulator.model, [cache], ids, decoding=False, logits_to_keep=1)
         for chunk in cache.last_chunks:
             keys[chunk.layer].append(chunk.k)
     return ChannelStatistics.of([torch.cat(layer) for layer in keys])

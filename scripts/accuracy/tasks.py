@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from accuracy import untrained
+from accuracy.jsonl import DEFAULT_LONGBENCH_PROMPT, Example, load_examples
 from recall_tasks import RELATIONS, Fact, RecallItem, Turn, filler_document, make_items
 
 
@@ -42,10 +44,27 @@ class Question:
     max_new_tokens: int = 32
     complete: str | None = None
 
-    def contains_answer(self, reply: str) -> bool:
-        """Whether the first line of `reply` holds every value."""
+    def score(self, reply: str) -> float:
+        """1 if the first line of `reply` holds every value, else 0."""
         first_line = reply.strip().partition("\n")[0]
-        return all(value in first_line for value in self.values)
+        return float(all(value in first_line for value in self.values))
+
+    def f1(self, reply: str) -> float | None:
+        """F1 of words where the task is scored so."""
+        return None
+
+
+@dataclass(frozen=True)
+class FileQuestion(Question):
+    """A question from a file, scored as its benchmark does."""
+
+    example: Example | None = None
+
+    def score(self, reply: str) -> float:
+        return self.example.exact_match(reply)
+
+    def f1(self, reply: str) -> float | None:
+        return None if self.example.all_answers else self.example.f1(reply)
 
 
 @dataclass(frozen=True)
@@ -154,3 +173,24 @@ TASKS = {
         Task("continuation", _continuation, trained=False),
     )
 }
+
+
+def file_task(path: Path, longbench_prompt: str = DEFAULT_LONGBENCH_PROMPT) -> Task:
+    """A task named after a JSONL file whose items are its first examples, whatever seed and length."""
+
+    def items(seed: int, count: int, length: int) -> list[Item]:
+        examples = load_examples(path, longbench_prompt=longbench_prompt, limit=count)
+        return [Item((_from_example(example),)) for example in examples]
+
+    return Task(path.stem, items, trained=False)
+
+
+def _from_example(example: Example) -> FileQuestion:
+    return FileQuestion(
+        messages=({"role": "user", "content": example.prompt},),
+        answer=None,
+        values=example.answers,
+        prefix=example.prefix,
+        max_new_tokens=example.max_new_tokens,
+        example=example,
+    )

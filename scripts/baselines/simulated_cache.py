@@ -1,4 +1,4 @@
-"""A cache that a transformers model attends to, in which a method's stored keys and values stand for the real ones.
+"""Caches that a transformers model attends to, in which a method's stored keys and values stand for the real ones.
 
 It does what the server does: a prefill chunk attends to itself exactly and to earlier tokens as stored; a decoded
 token is stored first and then attends to stored tokens only, itself among them.
@@ -122,26 +122,30 @@ def load_model(path: str) -> PreTrainedModel:
 
 @torch.inference_mode()
 def forward(
-    model: PreTrainedModel, cache: SimulatedCache, ids: list[int], *, decoding: bool, logits_to_keep: int = 0
+    model: PreTrainedModel, caches: list[SimulatedCache], ids: list[int], *, decoding: bool, logits_to_keep: int = 0
 ) -> torch.Tensor:
-    """Log-probabilities ``[tokens, vocabulary]`` after each of the last `logits_to_keep` tokens (0: all).
+    """Log-probabilities ``[caches, tokens, vocabulary]`` after each of the last `logits_to_keep` tokens (0: all).
 
-    With `decoding` every token is a decode step of its own, all of them computed at once.
+    All caches have seen the same tokens and now see `ids`. With `decoding` every token is a decode step of its own,
+    all of them computed at once.
     """
-    cache.decoding = decoding
-    cache.last_chunks = []
-    positions = torch.arange(cache.tokens, cache.tokens + len(ids))[None]
+    for cache in caches:
+        cache.decoding = decoding
+        cache.last_chunks = []
+    seen = caches[0].tokens
     logits = model(
-        torch.tensor([ids]),
-        position_ids=positions,
+        torch.tensor([ids]).expand(len(caches), -1),
+        position_ids=torch.arange(seen, seen + len(ids))[None],
         use_cache=False,
-        simulated_cache=cache,
+        simulated_caches=caches,
         logits_to_keep=logits_to_keep,
-    ).logits[0]
-    cache.tokens += len(ids)
+    ).logits
+    for cache in caches:
+        cache.tokens += len(ids)
     return logits.float().log_softmax(-1)
 
 
-def _attention(module, query, key, value, attention_mask, scaling, simulated_cache: SimulatedCache, **kwargs):
-    out = simulated_cache.attend(module.layer_idx, query[0], key[0], value[0], scaling)
-    return out.transpose(0, 1)[None], None
+def _attention(module, query, key, value, attention_mask, scaling, simulated_caches, **kwargs):
+    states = zip(simulated_caches, query, key, value, strict=True)
+    out = torch.stack([cache.attend(module.layer_idx, q, k, v, scaling) for cache, q, k, v in states])
+    return out.transpose(1, 2), None

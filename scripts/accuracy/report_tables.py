@@ -1,0 +1,276 @@
+"""The tables of the report, as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accuracy.metrics import Z_95, Estimate
+from accuracy.outcomes import DENSE, Label
+from accuracy.results import Comparison, Row, Source, StressRow
+
+SHARING = "sharing"
+VARIANT_BASES = (DENSE, Label("spark", 0.8, 2), Label("spark", 0.8, 1))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method over several tasks: questions pooled for exact match, tokens pooled for divergence."""
+
+    label: Label
+    size: float
+    n: int
+    exact_match: float
+    difference: Estimate | None
+    kl: Estimate | None
+
+
+class Tables:
+    """Everything the report shows, made from rows alone."""
+
+    def __init__(self, rows: Sequence[Row], comparisons: Sequence[Comparison], stress: Sequence[StressRow]):
+        self.rows = rows
+        self.comparisons = comparisons
+        self.stress = stress
+
+    def all(self) -> dict[str, str]:
+        """Tables by the name of their marker."""
+        return {
+            "server": self.server(),
+            "server-kl": self.server_kl(),
+            "untrained": self.untrained(),
+            "sharing": self.sharing(),
+            "baselines": self.baselines(),
+            "agreement": self.agreement(),
+            "decisions": self.decisions(),
+            "stress": self.stress_table(),
+        }
+
+    def summaries(self, source: Source, tasks: Sequence[str], lengths: Sequence[int] | None = None) -> list[Summary]:
+        """Methods in order of bytes; only those measured on all of these tasks."""
+        labels = dict.fromkeys(_label(row) for row in self.rows if row.source == source and row.task in tasks)
+        found = []
+        for label in labels:
+            cells = [
+                row
+                for row in self.rows
+                if _label(row) == label and row.source == source and row.task in tasks
+                and (lengths is None or row.length in lengths)
+            ]  # fmt: skip
+            if {row.task for row in cells} == set(tasks):
+                found.append(self._summary(label, cells))
+        return sorted(found, key=lambda summary: -summary.size)
+
+    def _summary(self, label: Label, cells: list[Row]) -> Summary:
+        n = sum(row.n for row in cells)
+        return Summary(
+            label,
+            cells[0].bytes_per_token_head,
+            n,
+            sum(row.exact_match * row.n for row in cells) / n,
+            pool([self._find(row, "exact_match", "dense") for row in cells]),
+            pool([self._find(row, "kl", "dense") for row in cells]),
+        )
+
+    def _find(self, row: Row, metric: str, against: str) -> Comparison | None:
+        for other in self.comparisons:
+            same = (_label(other), other.task, other.length, other.source) == (
+                _label(row), row.task, row.length, row.source)  # fmt: skip
+            if same and (other.metric, other.against) == (metric, against):
+                return other
+        return None
+
+    def tasks(self, source: Source, *, trained: bool = True) -> list[str]:
+        """Tasks of a source in the order they were measured."""
+        known = dict.fromkeys(row.task for row in self.rows if row.source == source)
+        untrained = ("variable_tracking", "common_words", "copying", "continuation")
+        return [task for task in known if (task not in untrained) == trained]
+
+    def server(self) -> str:
+        """Exact match of every setting by task, with the paired difference to dense."""
+        blocks = []
+        tasks = self.tasks("server")
+        for length in sorted({row.length for row in self.rows if row.source == "server"}):
+            present = [task for task in tasks if any(r.task == task and r.length == length for r in self._server())]
+            if not present:
+                continue
+            lines = []
+            for summary in self.summaries("server", present, [length]):
+                cells = [self._cell(summary.label, task, length) for task in present]
+                pooled = _with_difference(summary.exact_match, summary.difference, summary.label)
+                lines.append([str(summary.label), f"{summary.size:.0f}", *cells, pooled])
+            lines.sort(key=lambda line: line[0] != "dense")
+            header = [f"{length:,} tokens", "bytes", *present, "all questions"]
+            blocks.append(markdown(header, lines))
+        return "\n\n".join(blocks)
+
+    def _server(self) -> list[Row]:
+        return [row for row in self.rows if row.source == "server"]
+
+    def _row(self, label: Label, task: str, length: int, source: Source) -> Row | None:
+        for row in self.rows:
+            if (_label(row), row.task, row.length, row.source) == (label, task, length, source):
+                return row
+        return None
+
+    def _cell(self, label: Label, task: str, length: int) -> str:
+        row = self._row(label, task, length, "server")
+        if row is None:
+            return "-"
+        return _with_difference(row.exact_match, _estimate(self._find(row, "exact_match", "dense")), label)
+
+    def server_kl(self) -> str:
+        """Divergence from the dense server by task, all lengths that were measured."""
+        cells = dict.fromkeys((row.task, row.length) for row in self._server() if row.task in self.tasks("server"))
+        cells = [cell for cell in cells if any((r.task, r.length) == cell and r.kl is not None for r in self._server())]
+        labels = [label for label in dict.fromkeys(_label(row) for row in self._server()) if label != DENSE]
+        lines = []
+        for task, length in cells:
+            found = [self._row(label, task, length, "server") for label in labels]
+            lines.append([f"{task}, {length:,}", *("-" if row is None else small(row.kl) for row in found)])
+        return markdown(["KL in nats", *map(str, labels)], lines)
+
+    def untrained(self) -> str:
+        """Tasks whose form the model does not know: what dense makes of them, then every setting's KL and agreement."""
+        lines = []
+        for task in self.tasks("server", trained=False):
+            for row in (row for row in self._server() if row.task == task):
+                accuracy, agreement = (
+                    self._find(row, metric, against)
+                    for metric, against in (("token_accuracy", "expected answer"), ("top1_agreement", "dense"))
+                )
+                is_copy_of_dense = task == "continuation"
+                lines.append([
+                    task, str(_label(row)), f"{row.exact_match:.3f}",
+                    "-" if is_copy_of_dense else f"{accuracy.mean:.3f}",
+                    f"{agreement.mean:.4f}", small(row.kl),
+                ])  # fmt: skip
+        return markdown(["task", "cache", "exact match", "token accuracy", "agrees with dense", "KL"], lines)
+
+    def sharing(self) -> str:
+        """Conditions as they are, and their paired differences."""
+        lines = []
+        for row in self.comparisons:
+            if row.against != SHARING or not row.metric.startswith("kl, "):
+                continue
+            condition = row.metric.removeprefix("kl, ")
+            right = self._sharing(row, f"exact_match, {condition}", SHARING)
+            own = "own question"
+            differences = [
+                _signed(self._sharing(row, f"{metric}, {condition}", f"{SHARING}, {own}"))
+                for metric in ("exact_match", "kl")
+            ]
+            between = self._sharing(row, f"kl, {condition}", f"{SHARING}, same question before")
+            cells = [condition, f"{right.mean:.3f}", small(row.mean), *differences, _signed(between)]
+            lines.append([row.task, str(_label(row)), *cells])
+        header = ["task", "cache", "prefix", "exact match", "KL", "exact match, to own", "KL, to own",
+                  "KL, to same before"]  # fmt: skip
+        return markdown(header, lines)
+
+    def _sharing(self, row: Comparison, metric: str, against: str) -> Comparison | None:
+        for other in self.comparisons:
+            if (other.metric, other.against) == (metric, against) and (_label(other), other.task) == (
+                _label(row), row.task):  # fmt: skip
+                return other
+        return None
+
+    def baselines(self) -> str:
+        """Every simulated method over all simulated tasks, in order of bytes."""
+        return self._simulated(lambda label: not _is_variant(label))
+
+    def decisions(self) -> str:
+        """Variants of the default beside it."""
+        return self._simulated(lambda label: label in VARIANT_BASES or _is_variant(label))
+
+    def _simulated(self, wanted) -> str:
+        lines = []
+        for summary in self.summaries("simulation", self.tasks("simulation")):
+            if wanted(summary.label):
+                label = summary.label
+                lines.append([
+                    label.method, f"{label.key_ratio:g}" if label.key_ratio else "-",
+                    "-" if label.restore_bits is None else str(label.restore_bits), label.values,
+                    f"{summary.size:.0f}", _with_difference(summary.exact_match, summary.difference, label),
+                    small(summary.kl.mean), f"± {small(Z_95 * summary.kl.se)}",
+                ])  # fmt: skip
+        header = ["method", "ratio", "bits", "values", "bytes", "exact match", "KL", "95 %"]
+        return markdown(header, lines)
+
+    def agreement(self) -> str:
+        """Server and simulation where both measured the same."""
+        lines = []
+        for row in self._server():
+            other = self._row(_label(row), row.task, row.length, "simulation")
+            if other is not None and row.method == "spark":
+                kl, other_kl = self._find(row, "kl", "dense"), self._find(other, "kl", "dense")
+                lines.append([
+                    str(_label(row)), row.task,
+                    f"{row.exact_match:.3f} ({row.n})", f"{other.exact_match:.3f} ({other.n})",
+                    f"{small(kl.mean)} ± {small(kl.high - kl.mean)}",
+                    f"{small(other_kl.mean)} ± {small(other_kl.high - other_kl.mean)}",
+                ])  # fmt: skip
+        header = ["cache", "task", "server: exact match (n)", "simulation (n)", "server: KL", "simulation: KL"]
+        return markdown(header, lines)
+
+    def stress_table(self) -> str:
+        """Output errors, one block per head_dim."""
+        blocks = []
+        kinds = list(dict.fromkeys(row.keys for row in self.stress))
+        for head_dim in sorted({row.head_dim for row in self.stress}):
+            rows = [row for row in self.stress if row.head_dim == head_dim]
+            lines = []
+            for method in dict.fromkeys(row.method for row in rows):
+                by_kind = {row.keys: row for row in rows if row.method == method}
+                size = next(iter(by_kind.values())).key_bytes
+                cells = [f"{by_kind[kind].logit_error:.3f} / {by_kind[kind].output_error:.3f}" for kind in kinds]
+                lines.append([method, f"{size:.0f}", *cells])
+            lines.sort(key=lambda line: -float(line[1]))
+            blocks.append(markdown([f"head_dim {head_dim}", "key bytes", *kinds], lines))
+        return "\n\n".join(blocks)
+
+
+def pool(parts: Sequence[Comparison | None]) -> Estimate | None:
+    """Mean over all questions (or tokens) of several cells, which are independent of each other."""
+    if not parts or None in parts:
+        return None
+    n = sum(part.n for part in parts)
+    variance = sum((part.n * (part.high - part.mean) / Z_95) ** 2 for part in parts)
+    return Estimate(sum(part.n * part.mean for part in parts) / n, math.sqrt(variance) / n, n)
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    rule = ["---", *("---:" if len(name) else "---" for name in header[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
+
+
+def small(number: float | None) -> str:
+    """Two significant digits, without exponents down to a ten-thousandth."""
+    if number is None:
+        return "-"
+    if number < 5e-5:
+        return "< .0001"
+    return f"{number:.{max(2, 1 - math.floor(math.log10(number)))}f}"
+
+
+def _label(row: Row | Comparison) -> Label:
+    return Label(row.method, row.key_ratio, row.restore_bits, row.values)
+
+
+def _is_variant(label: Label) -> bool:
+    return label.method.startswith("spark, ") or "calibrated" in label.method
+
+
+def _estimate(part: Comparison | None) -> Estimate | None:
+    return None if part is None else Estimate(part.mean, (part.high - part.mean) / Z_95, part.n)
+
+
+def _with_difference(value: float, difference: Estimate | None, label: Label) -> str:
+    if label == DENSE or difference is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} ({difference.mean:+.3f} ± {Z_95 * difference.se:.3f})"
+
+
+def _signed(part: Comparison | None) -> str:
+    return "" if part is None else f"{part.mean:+.4f} ± {part.high - part.mean:.4f}"
