@@ -142,7 +142,7 @@ def print_capacity(console: Console, spark: LocalServer) -> None:
     console.print(table)
     console.print(
         f"{capacity.kept}; ratio {info['spark_key_ratio']}, {info['spark_restore_bits']} restore bits, "
-        f"values in {info['kv_cache_dtype'] if info['kv_cache_dtype'] != 'auto' else 'the model dtype'}"
+        f"{capacity.value_dtype} values"
     )
 
 

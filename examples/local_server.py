@@ -23,7 +23,8 @@ STOP_TIMEOUT_S = 30.0
 
 
 CAPACITY_LINE = (
-    r"SparK KV cache: (\d+) bytes per token against (\d+) dense \([\d.]+\), (.*), (\d+) tokens against (\d+) dense"
+    r"SparK KV cache: (\d+) bytes per token against (\d+) dense \([\d.]+\), (.*), (\S+) values, "
+    r"(\d+) tokens against (\d+) dense"
 )
 
 
@@ -41,6 +42,7 @@ class Capacity(NamedTuple):
     bytes_per_token: int
     dense_bytes_per_token: int
     kept: str
+    value_dtype: str
     tokens: int
     dense_tokens: int
 
@@ -156,8 +158,8 @@ class LocalServer:
 
     def capacity(self) -> Capacity:
         """The start-up line about the compressed cache."""
-        size, dense_size, kept, tokens, dense_tokens = self.log_line(CAPACITY_LINE).groups()
-        return Capacity(int(size), int(dense_size), kept, int(tokens), int(dense_tokens))
+        size, dense_size, kept, value_dtype, tokens, dense_tokens = self.log_line(CAPACITY_LINE).groups()
+        return Capacity(int(size), int(dense_size), kept, value_dtype, int(tokens), int(dense_tokens))
 
     def flush_cache(self) -> None:
         """Empty the radix tree."""

@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--key-ratio", type=float, default=0.8, help="share of key channels dropped, 0: raw keys")
     parser.add_argument("--restore-bits", type=int, default=2, choices=(0, 1, 2))
     parser.add_argument(
-        "--value-dtype", default="bfloat16", choices=("bfloat16", "float16", "float32", "float8_e4m3fn")
+        "--value-dtype", default="bfloat16", choices=("bfloat16", "float16", "float32", "float8_e4m3fn", "int4")
     )
     parser.add_argument("--seq-lens", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
@@ -47,6 +47,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="time to spend on each shape")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows of the table as JSON")
     return parser.parse_args()
+
+
+def value_format(args: argparse.Namespace) -> sk.ValueFormat | sk.Int4ValueFormat:
+    if args.value_dtype == "int4":
+        return sk.Int4ValueFormat(args.head_dim)
+    return sk.ValueFormat(args.head_dim, getattr(torch, args.value_dtype))
 
 
 class Shape:
@@ -66,7 +72,7 @@ class Shape:
             tokens + 1,
             args.num_kv_heads,
             sk.KeyFormat.from_ratio(args.head_dim, args.key_ratio, args.restore_bits),
-            sk.ValueFormat(args.head_dim, getattr(torch, args.value_dtype)),
+            value_format(args),
         )
         queries = torch.randn(tokens, args.num_qo_heads, args.head_dim, dtype=torch.bfloat16)
         sk.write_rows(queries, k_cache[self.slots], v_cache[self.slots], self.slots, rows)
@@ -142,7 +148,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "packages": packages,
         "key_format": str(sk.KeyFormat.from_ratio(args.head_dim, args.key_ratio, args.restore_bits)),
-        "value_dtype": args.value_dtype,
+        "value_format": str(value_format(args)),
         "heads": f"{args.num_qo_heads} query, {args.num_kv_heads} KV, head_dim {args.head_dim}",
     }
     console = Console()

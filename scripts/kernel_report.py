@@ -28,9 +28,10 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spark_kernels import KeyFormat
+from spark_kernels import Int4ValueFormat, KeyFormat, ValueFormat
 from spark_kernels.gpu import decode, queries, restore, write
 from spark_kernels.gpu.scores import RowLayout
+from spark_kernels.gpu.values import Int4Layout
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
@@ -42,8 +43,7 @@ KEY_RATIO = 0.8
 BANDWIDTH = {80: 2.04e12 / 108 / 1.41e9, 90: 3.35e12 / 132 / 1.755e9, 100: 8.0e12 / 148 / 1.965e9}
 GPU_NAMES = {80: "A100", 90: "H100", 100: "B200"}
 # In these tables uint8 values are float8 read as bits.
-TRITON_TYPES = {"bfloat16": "*bf16", "float8": "*fp8e4nv", "float8 as bits": "*u8"}
-VALUE_BYTES = {"bfloat16": 2, "float8": 1, "float8 as bits": 1}
+TRITON_TYPES = {"bfloat16": "*bf16", "float8": "*fp8e4nv", "float8 as bits": "*u8", "int4": "*i16"}
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,22 @@ VARIANTS = (
     Variant("decode", restore_bits=None),
     Variant("decode"),
     Variant("decode", value_dtype="float8"),
+    Variant("decode", value_dtype="int4"),
+    Variant("decode", restore_bits=None, value_dtype="int4"),
     Variant("decode", restore_bits=1),
     Variant("decode", restore_bits=0),
     Variant("decode", group=1),
     Variant("decode", group=8),
+    Variant("decode", group=8, value_dtype="int4"),
     Variant("decode", head_dim=64),
     Variant("decode", head_dim=64, value_dtype="float8"),
+    Variant("decode", head_dim=64, value_dtype="int4"),
     Variant("decode", head_dim=256),
+    Variant("decode", head_dim=256, value_dtype="int4"),
     Variant("write"),
     Variant("write", restore_bits=1),
     Variant("write", value_dtype="float8"),
+    Variant("write", value_dtype="int4"),
     Variant("restore_keys"),
     Variant("prepare_queries"),
 )
@@ -105,7 +111,8 @@ def measure(variant: Variant, arch: int) -> Cost:
     key_format = KeyFormat.from_ratio(
         variant.head_dim, 0 if variant.restore_bits is None else KEY_RATIO, variant.restore_bits or 0
     )
-    kernel, types, constants, num_warps, tokens, fusion = _arguments(variant, key_format)
+    value_format = _value_format(variant)
+    kernel, types, constants, num_warps, tokens, fusion = _arguments(variant, key_format, value_format)
     compiled = _compile(kernel, types, constants, arch, num_warps, fusion)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -115,7 +122,7 @@ def measure(variant: Variant, arch: int) -> Cost:
     count = _loop_instructions(code) if variant.kernel == "decode" else len(INSTRUCTION.findall(code))
     size = key_format.row_bytes
     if variant.kernel in ("decode", "write"):
-        size += variant.head_dim * VALUE_BYTES[variant.value_dtype]
+        size += value_format.row_bytes
     elif variant.kernel == "prepare_queries":
         size = 8 * constants["TABLE_WORDS"] * constants["PACKS"]
     return Cost(
@@ -129,14 +136,21 @@ def measure(variant: Variant, arch: int) -> Cost:
     )
 
 
-def _arguments(variant: Variant, key_format: KeyFormat) -> tuple:
+def _value_format(variant: Variant) -> ValueFormat | Int4ValueFormat:
+    if variant.value_dtype == "int4":
+        return Int4ValueFormat(variant.head_dim)
+    dtype = torch.bfloat16 if variant.value_dtype == "bfloat16" else torch.float8_e4m3fn
+    return ValueFormat(variant.head_dim, dtype)
+
+
+def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueFormat | Int4ValueFormat) -> tuple:
     """Kernel, types of its pointers, compile-time arguments, warps, tokens per iteration, fused multiplications."""
     values = TRITON_TYPES[variant.value_dtype]
     layout = None if key_format.is_raw else RowLayout.of(key_format)
     heads = {"NUM_KV_HEADS": NUM_KV_HEADS}
     if variant.kernel == "decode":
         types = {"keys_ptr": "*bf16" if key_format.is_raw else "*i64", "values_ptr": values}
-        constants = heads | decode.variant(key_format, variant.group, variant.head_dim) | {"HAS_SOFT_CAP": False}
+        constants = heads | decode.variant(key_format, value_format, variant.group) | {"HAS_SOFT_CAP": False}
         return decode._decode_split, types, constants, decode.NUM_WARPS, decode.BLOCK_N, True
     if variant.kernel == "write":
         constants = heads | {
@@ -144,12 +158,13 @@ def _arguments(variant: Variant, key_format: KeyFormat) -> tuple:
             "HEAD_DIM": variant.head_dim,
             "V_HEAD_DIM": variant.head_dim,
             "LAYOUT": layout,
+            "V_LAYOUT": Int4Layout.of(value_format) if value_format.is_int4 else None,
             "INTEGER_MAX": key_format.integer_max,
             "HAS_NORMS": False,
             "V_SCALED": False,
-            "V_LIMIT": 448.0 if variant.value_dtype != "bfloat16" else 0.0,
+            "V_LIMIT": 448.0 if variant.value_dtype.startswith("float8") else 0.0,
         }
-        types = {"keys_ptr": "*u8", "values_ptr": "*bf16" if variant.value_dtype == "bfloat16" else "*u8"}
+        types = {"keys_ptr": "*u8", "values_ptr": "*u8" if variant.value_dtype.startswith("float8") else values}
         return write._write_rows, types, constants, 1, 1, False
     if variant.kernel == "restore_keys":
         constants = heads | {

@@ -83,6 +83,11 @@ def _kv_cache_dtype(launch: Launch) -> Any:
     return dtype if dtype not in VALUE_CACHE_DTYPES else None
 
 
+def _two_value_dtypes(launch: Launch) -> Any:
+    asked_twice = launch.requested["spark_value_dtype"] == "int4" and launch.requested["kv_cache_dtype"] != "auto"
+    return "int4" if asked_twice else None
+
+
 def _without_kernels(launch: Launch) -> Any:
     return launch.resolved.device if launch.resolved.device != "cpu" else None
 
@@ -137,8 +142,14 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "--kv-cache-dtype",
         _kv_cache_dtype,
-        "SparK stores values in the model's dtype or in fp8_e4m3",
+        "SparK stores values in the model's dtype, in fp8_e4m3 or, by --spark-value-dtype, in int4",
         f"Use one of {', '.join(VALUE_CACHE_DTYPES)}",
+    ),
+    Refusal(
+        "--spark-value-dtype",
+        _two_value_dtypes,
+        "--kv-cache-dtype asks for another dtype of the same values",
+        "Leave one of the two flags out",
     ),
     Refusal(
         "--device",

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from spark_kernels.record import CompressedKeyFormat, KeyFormat, RawKeyFormat
+from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, KeyFormat, RawKeyFormat, ValueFormat
 
 DEFAULT_KEY_RATIO = 0.8
 DEFAULT_RESTORE_BITS = 2
+DEFAULT_VALUE_DTYPE = "auto"
+VALUE_DTYPES = (DEFAULT_VALUE_DTYPE, "int4")
 
 _LAYER_OR_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -28,11 +30,14 @@ class SparkConfig:
         Bits per channel for restoring dropped channels.
     dense_layers
         Global ids of the layers that store whole keys, ascending.
+    value_dtype
+        ``"int4"``, or ``"auto"`` for the dtype that a dense cache would have.
     """
 
     key_ratio: float
     restore_bits: int
     dense_layers: tuple[int, ...]
+    value_dtype: str
 
     @classmethod
     def from_args(cls, args: Any, *, head_dim: int, num_layers: int) -> SparkConfig:
@@ -47,7 +52,11 @@ class SparkConfig:
             key_ratio=args.spark_key_ratio,
             restore_bits=args.spark_restore_bits,
             dense_layers=parse_layers(args.spark_dense_layers, num_layers),
+            value_dtype=args.spark_value_dtype,
         )
+        # The command line has checked it, keywords of sgl.Engine have not been.
+        if config.value_dtype not in VALUE_DTYPES:
+            raise ValueError(f"--spark-value-dtype={config.value_dtype}: use one of {', '.join(VALUE_DTYPES)}")
         try:
             config.compressed_format(head_dim, torch.bfloat16)
         except ValueError as error:
@@ -63,6 +72,10 @@ class SparkConfig:
         if layer_id in self.dense_layers:
             return RawKeyFormat(head_dim, raw_dtype)
         return self.compressed_format(head_dim, raw_dtype)
+
+    def value_format(self, head_dim: int, auto_dtype: torch.dtype) -> ValueFormat | Int4ValueFormat:
+        """How every layer stores a value of ``head_dim`` channels; ``auto_dtype`` is what ``"auto"`` stands for."""
+        return Int4ValueFormat(head_dim) if self.value_dtype == "int4" else ValueFormat(head_dim, auto_dtype)
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 from sglang.srt.runtime_context import get_memory, get_parallel
 
 from sglang_spark.config import SparkConfig
-from spark_kernels.record import CompressedKeyFormat, RawKeyFormat, ValueFormat
+from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
@@ -32,7 +32,7 @@ class PoolLayout:
     """
 
     key_formats: tuple[CompressedKeyFormat | RawKeyFormat, ...]
-    value_format: ValueFormat
+    value_format: ValueFormat | Int4ValueFormat
     num_kv_heads: int
     model_dtype: torch.dtype
 
@@ -45,12 +45,12 @@ class PoolLayout:
         )
         layers = range(configurator.layer_info.start_layer, configurator.layer_info.end_layer)
         # Not kv_cache_dtype: by the time the pool is built that field says uint8, what the rows are made of.
-        value_dtype = torch.float8_e4m3fn if configurator.kv_cache_dtype_str == "fp8_e4m3" else configurator.model_dtype
+        auto_dtype = torch.float8_e4m3fn if configurator.kv_cache_dtype_str == "fp8_e4m3" else configurator.model_dtype
         return cls(
             key_formats=tuple(
                 config.key_format(layer_id, model_config.head_dim, configurator.model_dtype) for layer_id in layers
             ),
-            value_format=ValueFormat(model_config.v_head_dim, value_dtype),
+            value_format=config.value_format(model_config.v_head_dim, auto_dtype),
             num_kv_heads=model_config.get_num_kv_heads(get_parallel().attn_tp_size),
             model_dtype=configurator.model_dtype,
         )
@@ -68,7 +68,7 @@ class PoolLayout:
         return channels * self.model_dtype.itemsize * len(self.key_formats) * self.num_kv_heads
 
     def summary(self, num_tokens: int) -> str:
-        """One line for the log: bytes per token, kept channels and capacity, each against dense."""
+        """One line for the log: bytes per token, kept channels, dtype of values and capacity."""
         dense_tokens = num_tokens * self.bytes_per_token // self.dense_bytes_per_token
         pruned = [key_format for key_format in self.key_formats if not key_format.is_raw]
         if pruned:
@@ -78,6 +78,7 @@ class PoolLayout:
         return (
             f"SparK KV cache: {self.bytes_per_token} bytes per token against {self.dense_bytes_per_token} dense "
             f"({self.bytes_per_token / self.dense_bytes_per_token:.3f}), {kept} of {len(self.key_formats)} layers, "
+            f"{self.value_format.dtype_name} values, "
             f"{num_tokens} tokens against {dense_tokens} dense "
             f"({self.dense_bytes_per_token / self.bytes_per_token:.2f}x)"
         )

@@ -7,7 +7,7 @@ from typing import Any
 from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
 
 from sglang_spark import compatibility
-from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, SparkConfig
+from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE, SparkConfig
 from sglang_spark.server_args import KV_COMPRESS_CHOICES
 
 _SOURCE = "sglang_spark"
@@ -66,6 +66,7 @@ def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
         "--spark-key-ratio": requested["spark_key_ratio"] != DEFAULT_KEY_RATIO,
         "--spark-restore-bits": requested["spark_restore_bits"] != DEFAULT_RESTORE_BITS,
         "--spark-dense-layers": requested["spark_dense_layers"] != "",
+        "--spark-value-dtype": requested["spark_value_dtype"] != DEFAULT_VALUE_DTYPE,
         "--attention-backend spark": compatibility.BACKEND
         in (
             requested["attention_backend"],

@@ -7,14 +7,14 @@ from typing import Literal, get_args
 from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.server_args import ServerArgs
 
-from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS
+from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE
 
 KvCompress = Literal["none", "spark"]
 KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 
 
 class SparkServerArgs(ServerArgs, dict=True):
-    """SGLang's server arguments and four more.
+    """SGLang's server arguments and five more.
 
     Being fields of the record makes them command-line flags, keys of ``--config`` files, keywords of ``sgl.Engine``
     and part of ``/server_info``; every process reads them as ``get_memory().kv_compress`` and so on. The class is
@@ -48,3 +48,10 @@ class SparkServerArgs(ServerArgs, dict=True):
         str,
         Arg(help="Layers that keep whole keys, as numbers and ranges: '0,1,30-31'. Empty for none."),
     ] = ""
+    spark_value_dtype: A[
+        Literal["auto", "int4"],
+        Arg(
+            help="How values are stored: 'auto' follows --kv-cache-dtype, 'int4' takes 4 bits a channel and a scale "
+            "per quarter of them (72 bytes instead of 256 at head_dim 128)."
+        ),
+    ] = DEFAULT_VALUE_DTYPE

@@ -2,6 +2,7 @@
 
 from spark_kernels.record import (
     CompressedKeyFormat,
+    Int4ValueFormat,
     KeyFormat,
     LayerRows,
     RawKeyFormat,
@@ -19,6 +20,7 @@ from spark_kernels.wrappers import (
 
 __all__ = [
     "CompressedKeyFormat",
+    "Int4ValueFormat",
     "KeyFormat",
     "LayerRows",
     "RawKeyFormat",

@@ -29,6 +29,19 @@ plane is linear in its bits: a product with a query is a sum over bit planes of 
 one table of such sums per 4 or 8 channels serves both bit planes. No 4 or 8 bits of a bit plane straddle a 64-bit
 word of the row.
 
+A token's value takes one row per KV head as well: the value itself in a floating-point dtype, or *int4*:
+
+==============  ==========  ====================================================================================
+part            bytes       contents
+==============  ==========  ====================================================================================
+integers        D / 2       D / 4 16-bit words; bits 4i to 4i + 3 of word j are the integer of channel
+                            i * D / 4 + j, from -8 to 7, plus 8
+scales          8           four float16; number i belongs to channels i * D / 4 to (i + 1) * D / 4 - 1
+==============  ==========  ====================================================================================
+
+The value of a channel is its scale times its integer. Neighbouring words hold neighbouring channels, so one shift and
+one mask of a vector of words give a vector of integers that have one scale.
+
 This module is the only place that knows these offsets; ``spark_kernels.reference`` defines how they are filled.
 """
 
@@ -45,9 +58,14 @@ RESTORE_BITS = (0, 1, 2)
 MAX_KEY_RATIO = 0.95
 RAW_KEY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 VALUE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
+# Groups of channels of an int4 value, one scale each; as many as a 16-bit word has integers.
+INT4_GROUPS = 4
+# Integers of an int4 value are from -INT4_LIMIT to INT4_LIMIT - 1.
+INT4_LIMIT = 8
 
 _ROW_ALIGNMENT = 8
-_SCALES_BYTES = 4
+_HALF_BYTES = 2
+_SCALES_BYTES = 2 * _HALF_BYTES
 _WORD_BYTES = 2
 _WORD_BITS = 16
 # Compression that does not beat a 16-bit key by at least one aligned step is pointless.
@@ -203,6 +221,8 @@ class ValueFormat:
     head_dim: int
     dtype: torch.dtype
 
+    is_int4 = False
+
     def __post_init__(self) -> None:
         _check_head_dim(self.head_dim)
         _check_member("dtype", self.dtype, VALUE_DTYPES)
@@ -211,8 +231,43 @@ class ValueFormat:
     def row_bytes(self) -> int:
         return self.head_dim * self.dtype.itemsize
 
+    @property
+    def dtype_name(self) -> str:
+        """What users call it."""
+        return _name(self.dtype)
+
     def __str__(self) -> str:
-        return f"{self.row_bytes} B: {self.head_dim} channels in {_name(self.dtype)}"
+        return f"{self.row_bytes} B: {self.head_dim} channels in {self.dtype_name}"
+
+
+@dataclass(frozen=True)
+class Int4ValueFormat:
+    """A value row of 4-bit integers with a scale per quarter, in the layout described at the top of this module."""
+
+    head_dim: int
+
+    is_int4 = True
+    dtype_name = "int4"
+
+    def __post_init__(self) -> None:
+        _check_head_dim(self.head_dim)
+
+    @property
+    def group_channels(self) -> int:
+        """Channels that share a scale, and 16-bit words of integers."""
+        return self.head_dim // INT4_GROUPS
+
+    @property
+    def scale_offset(self) -> int:
+        """First byte of the scales."""
+        return _WORD_BYTES * self.group_channels
+
+    @property
+    def row_bytes(self) -> int:
+        return self.scale_offset + _HALF_BYTES * INT4_GROUPS
+
+    def __str__(self) -> str:
+        return f"{self.row_bytes} B: {self.head_dim} channels in int4, a scale per {self.group_channels}"
 
 
 @dataclass(frozen=True)
@@ -232,7 +287,7 @@ class LayerRows:
     keys: torch.Tensor
     values: torch.Tensor
     key_format: CompressedKeyFormat | RawKeyFormat
-    value_format: ValueFormat
+    value_format: ValueFormat | Int4ValueFormat
 
     def __post_init__(self) -> None:
         for name, rows, row_bytes in (
@@ -260,7 +315,7 @@ class LayerRows:
         num_slots: int,
         num_kv_heads: int,
         key_format: CompressedKeyFormat | RawKeyFormat,
-        value_format: ValueFormat,
+        value_format: ValueFormat | Int4ValueFormat,
         device: torch.device | str = "cpu",
     ) -> LayerRows:
         """Zeroed rows for ``num_slots`` tokens."""

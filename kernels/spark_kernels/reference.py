@@ -5,7 +5,8 @@ possible, whatever decides the bytes of a record is computed here in float32, on
 time and in a stated order.
 
 Non-finite numbers: a finite key gives a finite record. A key with a NaN or an infinity gives a record whose scales
-are NaN, so that attention over it is NaN as it would be over the key itself.
+are NaN, so that attention over it is NaN as it would be over the key itself. Values keep their NaN; an int4 value with
+a NaN is NaN in all channels that share its scale.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import math
 
 import torch
 
-from spark_kernels.record import CompressedKeyFormat, LayerRows, RawKeyFormat, ValueFormat
+from spark_kernels.record import (
+    INT4_GROUPS,
+    INT4_LIMIT,
+    CompressedKeyFormat,
+    Int4ValueFormat,
+    LayerRows,
+    RawKeyFormat,
+    ValueFormat,
+)
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT16_MAX = torch.finfo(torch.float16).max
@@ -163,22 +172,52 @@ def _unpack_bits(packed: torch.Tensor) -> torch.Tensor:
     return (packed[..., None] >> torch.arange(8, device=packed.device, dtype=torch.uint8) & 1).flatten(-2)
 
 
-def encode_values(v: torch.Tensor, value_format: ValueFormat, v_scale: float = 1.0) -> torch.Tensor:
+def encode_values(v: torch.Tensor, value_format: ValueFormat | Int4ValueFormat, v_scale: float = 1.0) -> torch.Tensor:
     """Value rows, uint8 ``[..., row_bytes]``, of ``v / v_scale`` for values ``[..., head_dim]``.
 
-    float16 and float8_e4m3fn saturate at their largest numbers (65504, 448).
+    float16 and float8_e4m3fn saturate at their largest numbers (65504, 448), int4 at 65504.
     """
     if v_scale != 1.0:
         v = v.float() / v_scale
+    if value_format.is_int4:
+        return _pack_int4(v)
     if value_format.dtype in (torch.float16, torch.float8_e4m3fn) and v.dtype != value_format.dtype:
         limit = torch.finfo(value_format.dtype).max
         v = v.clamp(-limit, limit)
     return v.to(value_format.dtype).contiguous().view(torch.uint8)
 
 
-def decode_values(rows: torch.Tensor, value_format: ValueFormat, v_scale: float = 1.0) -> torch.Tensor:
+def decode_values(
+    rows: torch.Tensor, value_format: ValueFormat | Int4ValueFormat, v_scale: float = 1.0
+) -> torch.Tensor:
     """Values read from rows: uint8 ``[..., row_bytes]`` to float32 ``[..., head_dim]``."""
+    if value_format.is_int4:
+        return _unpack_int4(rows, value_format) * v_scale
     return rows.contiguous().view(value_format.dtype).float() * v_scale
+
+
+def _pack_int4(v: torch.Tensor) -> torch.Tensor:
+    """Rows of 4-bit integers.
+
+    The scale of a group is an eighth of its largest magnitude, rounded to the nearest float16, and negative if only
+    a positive number has that magnitude: so the largest number is -8 steps, and no level is wasted on symmetry.
+    """
+    groups = v.float().clamp(-FLOAT16_MAX, FLOAT16_MAX).unflatten(-1, (INT4_GROUPS, -1))
+    largest = groups.abs().amax(-1, keepdim=True)
+    sign = torch.where(groups.amin(-1, keepdim=True) == -largest, 1.0, -1.0)
+    scale = torch.where(largest.isnan(), math.nan, sign * (largest / INT4_LIMIT)).half()
+    integers = (groups / scale.float()).where(scale.abs() > 0, 0.0).round().clamp(-INT4_LIMIT, INT4_LIMIT - 1)
+    shifts = 4 * torch.arange(INT4_GROUPS, dtype=torch.int32, device=v.device)[:, None]
+    words = (integers.to(torch.int32) + INT4_LIMIT << shifts).sum(-2).to(torch.int16)
+    return torch.cat([words.view(torch.uint8), scale.squeeze(-1).view(torch.uint8)], dim=-1)
+
+
+def _unpack_int4(rows: torch.Tensor, value_format: Int4ValueFormat) -> torch.Tensor:
+    words = rows[..., : value_format.scale_offset].contiguous().view(torch.int16).to(torch.int32)
+    scales = rows[..., value_format.scale_offset :].contiguous().view(torch.float16).float()
+    shifts = 4 * torch.arange(INT4_GROUPS, dtype=torch.int32, device=rows.device)[:, None]
+    integers = (words[..., None, :] >> shifts & 2 * INT4_LIMIT - 1) - INT4_LIMIT
+    return (integers.float() * scales[..., None]).flatten(-2)
 
 
 def write_rows(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
-from spark_kernels import LayerRows, RawKeyFormat, ValueFormat, reference
+from spark_kernels import Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat, reference
 from spark_kernels.record import KeyFormat
 
 KEYS = ("2-bit", "1-bit", "0-bit", "raw bfloat16", "raw float16", "raw float32")
-VALUES = ("bfloat16", "float16", "float32", "float8_e4m3fn")
+VALUES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "int4")
 RAGGED_LENGTHS = (0, 1, 700, 0, 33, 256, 257, 5)
 
 
@@ -20,6 +21,11 @@ def key_format(keys: str, head_dim: int, key_ratio: float = 0.8):
     if keys.startswith("raw"):
         return RawKeyFormat(head_dim, getattr(torch, keys.removeprefix("raw ")))
     return KeyFormat.from_ratio(head_dim, key_ratio, int(keys[0]))
+
+
+def value_format(values: str, head_dim: int):
+    """The format called ``values`` in test ids."""
+    return Int4ValueFormat(head_dim) if values == "int4" else ValueFormat(head_dim, getattr(torch, values))
 
 
 @dataclass
@@ -54,7 +60,7 @@ class Layer:
             tokens + 7,
             num_kv_heads,
             key_format(keys, head_dim),
-            ValueFormat(v_head_dim, getattr(torch, values)),
+            value_format(values, v_head_dim),
         )
         slots = torch.randperm(rows.num_slots)[:tokens]
         indptr = torch.tensor([0, *accumulate(lengths)])
@@ -68,6 +74,16 @@ class Layer:
     @property
     def sm_scale(self) -> float:
         return self.q.shape[2] ** -0.5
+
+
+def make_awkward(v: torch.Tensor) -> None:
+    """Change the first 14 tokens of ``v``, ``[num_tokens, heads, head_dim]``: zeros, ties, bad and extreme numbers."""
+    v[:5] = v[:5].round()
+    v[5], v[6] = 0.0, -0.0
+    v[7], v[8] = 2.0, -3.0
+    v[9, :, 3], v[9, :, 5] = math.nan, -math.nan
+    v[10, :, 7], v[11, :, -1] = math.inf, -math.inf
+    v[12], v[13] = torch.finfo(v.dtype).max, torch.finfo(v.dtype).smallest_normal
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, ratio: float) -> None:

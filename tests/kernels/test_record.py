@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from spark_kernels import (
     CompressedKeyFormat,
+    Int4ValueFormat,
     KeyFormat,
     LayerRows,
     RawKeyFormat,
@@ -92,6 +93,20 @@ def test_ratio_0_is_raw(dtype):
     assert made.is_raw and made.row_bytes == 128 * dtype.itemsize and made.kept_channels == 128
 
 
+@pytest.mark.parametrize(("head_dim", "row_bytes"), [(16, 16), (64, 40), (80, 48), (128, 72), (256, 136)])
+def test_int4_sizes(head_dim, row_bytes):
+    assert Int4ValueFormat(head_dim).row_bytes == row_bytes
+
+
+@given(head_dims)
+def test_int4_parts_fill_the_row(head_dim):
+    made = Int4ValueFormat(head_dim)
+    assert made.scale_offset == head_dim // 2
+    assert made.scale_offset + 4 * 2 == made.row_bytes
+    assert made.row_bytes % 8 == 0 and made.scale_offset % 8 == 0
+    assert 4 * made.group_channels == head_dim
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 0.01, 0.171, 0.951, 1.0, float("nan")])
 def test_illegal_ratio_is_explained(ratio):
     message = (
@@ -112,8 +127,18 @@ def test_illegal_ratio_is_explained(ratio):
         (lambda: CompressedKeyFormat(128, 2, 90), "row_bytes=90 is not possible .* use a multiple of 8 from 38 to 248"),
         (lambda: ValueFormat(128, torch.int8), "dtype=int8 is not possible: use one of .*float8_e4m3fn"),
         (lambda: ValueFormat(100, torch.float16), "head_dim=100 is not possible"),
+        (lambda: Int4ValueFormat(24), "head_dim=24 is not possible: use a multiple of 16 from 16 to 256"),
     ],
-    ids=["head_dim step", "head_dim size", "bits", "raw dtype", "row_bytes", "value dtype", "value head_dim"],
+    ids=[
+        "head_dim step",
+        "head_dim size",
+        "bits",
+        "raw dtype",
+        "row_bytes",
+        "value dtype",
+        "value head_dim",
+        "int4 head_dim",
+    ],
 )
 def test_illegal_formats_are_explained(make, message):
     with pytest.raises(ValueError, match=message):

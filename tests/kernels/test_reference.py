@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import KEYS, Layer, assert_close, assert_lse_close, key_format
 
-from spark_kernels import LayerRows, RawKeyFormat, ValueFormat, reference
+from spark_kernels import Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat, reference
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 COMPRESSED = tuple(keys for keys in KEYS if not keys.startswith("raw"))
@@ -92,7 +92,10 @@ def test_finite_keys_restore_to_finite_keys(numbers, keys):
     assert reference.unpack_keys(_packed(torch.tensor([numbers]), made), made).isfinite().all()
 
 
-@given(st.lists(st.floats(-60000, 60000, width=32), min_size=16, max_size=16), st.sampled_from(COMPRESSED))
+@given(
+    st.lists(st.floats(-60000, 60000, width=32, allow_subnormal=False), min_size=16, max_size=16),
+    st.sampled_from(COMPRESSED),
+)
 @settings(max_examples=200, deadline=None)
 def test_integers_never_clip(numbers, keys):
     made = key_format(keys, 16)
@@ -121,10 +124,52 @@ def test_values_saturate(dtype, limit):
     assert reference.decode_values(rows, made)[0, :4].tolist() == [limit, -limit, 1.0, 0.0]
 
 
-def test_v_scale_is_divided_out_and_back():
-    made = ValueFormat(16, torch.float8_e4m3fn)
+@pytest.mark.parametrize("made", [ValueFormat(16, torch.float8_e4m3fn), Int4ValueFormat(16)], ids=["float8", "int4"])
+def test_v_scale_is_divided_out_and_back(made):
     v = 2000 * torch.rand(50, 16)
-    assert_close(reference.decode_values(reference.encode_values(v, made, 8.0), made, 8.0), v, 0.05)
+    assert_close(reference.decode_values(reference.encode_values(v, made, 8.0), made, 8.0), v, 0.06)
+
+
+def test_an_int4_row_by_hand():
+    made = Int4ValueFormat(16)
+    v = torch.tensor([[4.0, -8.0, 0.5, 1.5, 16.0, 2.0, -16.0, 1.0, 24.0, -3.0, 0.0, -4.5, 0.0, -0.0, 0.0, 0.0]])
+    row = reference.encode_values(v, made)
+    # Steps of 1, 2, -3 and 0; ties go to the even integer.
+    integers = [[4, -8, 0, 2], [7, 1, -8, 0], [-8, 1, 0, 2], [0, 0, 0, 0]]
+    words = [sum((integers[i][j] + 8) << 4 * i for i in range(4)) for j in range(4)]
+    assert (row[0, :8].view(torch.int16).int() & 0xFFFF).tolist() == words
+    assert row[0, 8:].view(torch.float16).tolist() == [1.0, 2.0, -3.0, 0.0]
+    restored = reference.decode_values(row, made)
+    expected = [[4.0, -8.0, 0.0, 2.0, 14.0, 2.0, -16.0, 0.0, 24.0, -3.0, 0.0, -6.0, 0.0, 0.0, 0.0, 0.0]]
+    assert restored.tolist() == expected
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e3], ids="size {}".format)
+def test_int4_values_are_within_a_step(head_dim, size):
+    made = Int4ValueFormat(head_dim)
+    v = size * torch.randn(200, head_dim)
+    error = (reference.decode_values(reference.encode_values(v, made), made) - v).abs().unflatten(-1, (4, -1))
+    largest = v.abs().unflatten(-1, (4, -1)).amax(-1, keepdim=True)
+    # As large as the largest and of the other sign, a number is cut by a whole step, an eighth (and rounding) of it.
+    assert (error <= 0.1255 * largest).all()
+    assert (error.square().mean().sqrt() < 0.1 * size) and (error.amin(-1, keepdim=True) <= 1e-3 * largest).all()
+
+
+def test_int4_values_saturate_and_keep_nan_to_their_group():
+    made = Int4ValueFormat(64)
+    v = torch.ones(4, 64)
+    v[0, 3], v[1, 20], v[2, 40], v[3, 5] = 1e30, -math.inf, math.inf, math.nan
+    restored = reference.decode_values(reference.encode_values(v, made), made)
+    assert (restored[0, 3], restored[1, 20], restored[2, 40]) == (65504.0, -65504.0, 65504.0)
+    assert restored[3, :16].isnan().all() and (restored[3, 16:] == 1.0).all()
+
+
+@given(st.lists(st.floats(-FLOAT32_MAX, FLOAT32_MAX, width=32), min_size=16, max_size=16))
+@settings(max_examples=200, deadline=None)
+def test_finite_values_restore_to_finite_int4_values(numbers):
+    made = Int4ValueFormat(16)
+    assert reference.decode_values(reference.encode_values(torch.tensor([numbers]), made), made).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

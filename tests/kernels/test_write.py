@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from kernel_cases import KEYS, VALUES, Layer
+from kernel_cases import KEYS, VALUES, Layer, make_awkward
 
 from spark_kernels import LayerRows, reference, restore_keys, restore_values, write_rows
 
@@ -42,6 +42,15 @@ def test_equals_reference(keys, head_dim, group, mode):
 def test_values_equal_reference(values, dtype, v_scale):
     layer = Layer.random(values=values, v_head_dim=64, lengths=(50,), dtype=dtype)
     _assert_equal(*_written(layer, v_scale=v_scale))
+
+
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("size", [1e-30, 1e-7, 1.0, 1e4, 1e30], ids="size {}".format)
+def test_int4_values_equal_reference(head_dim, size):
+    layer = Layer.random(values="int4", v_head_dim=head_dim, lengths=(60,))
+    make_awkward(layer.v)
+    layer.v *= size
+    _assert_equal(*_written(layer))
 
 
 @pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit"])
@@ -115,8 +124,9 @@ def test_keys_restore_as_in_reference(keys, head_dim):
     assert restore_keys(layer.rows, slots[:0]).shape == (0, 2, head_dim)
 
 
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("values", VALUES)
-def test_values_restore_as_in_reference(values):
-    layer = Layer.random(values=values, v_head_dim=64, lengths=(90,), v_scale=0.3)
+def test_values_restore_as_in_reference(values, head_dim):
+    layer = Layer.random(values=values, v_head_dim=head_dim, lengths=(90,), v_scale=0.3)
     restored = restore_values(layer.rows, layer.slots.int(), v_scale=0.3)
     assert torch.equal(restored, reference.restore_values(layer.rows, layer.slots, 0.3))

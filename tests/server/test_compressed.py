@@ -13,6 +13,12 @@ from recall_tasks import Turn, make_items
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 128
 POOL_TOKENS = 8192
 FLAGS = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS))
+# Flags for values smaller than the model's, and the size of their rows.
+SMALL_VALUES = {
+    "float8_e4m3fn": (("--kv-cache-dtype", "fp8_e4m3"), HEAD_DIM),
+    # 64 of integers, 8 of scales.
+    "int4": (("--spark-value-dtype", "int4"), 72),
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +29,13 @@ def dense_and_spark():
         yield dense, spark
 
 
-@pytest.fixture(scope="module")
-def small_values():
-    """fp8 values, one layer of whole keys, one restore bit."""
+@pytest.fixture(scope="module", params=SMALL_VALUES)
+def small_values(request):
+    """A name in ``SMALL_VALUES`` and a server with these, one layer of whole keys and one restore bit."""
     flags = ("--kv-compress", "spark", "--spark-dense-layers", "0", "--spark-restore-bits", "1")
-    server = LocalServer(*FLAGS, *flags, "--kv-cache-dtype", "fp8_e4m3")
+    server = LocalServer(*FLAGS, *flags, *SMALL_VALUES[request.param][0])
     with running(server):
-        yield server
+        yield request.param, server
 
 
 def _replies(server: LocalServer, kind: str, count: int) -> list[tuple[Turn, str]]:
@@ -59,7 +65,8 @@ def test_recall_questions_are_answered(kind, may_lose, dense_and_spark):
 
 
 def test_recall_questions_are_answered_with_small_values(small_values):
-    replies = _replies(small_values, "multi_needle", count=4)
+    _, server = small_values
+    replies = _replies(server, "multi_needle", count=4)
     assert all(turn.is_correct(reply) for turn, reply in replies), replies
 
 
@@ -89,26 +96,42 @@ def test_a_frontend_program_forks_from_shared_slots(dense_and_spark):
     assert all(answer.cached_tokens > 800 for answer in answers), answers
 
 
-def test_server_info_shows_the_settings(dense_and_spark, small_values):
+SETTINGS = (
+    *("kv_compress", "spark_key_ratio", "spark_restore_bits", "spark_dense_layers", "spark_value_dtype"),
+    "attention_backend",
+)
+
+
+def test_server_info_shows_the_settings(dense_and_spark):
     dense, spark = (server.info() for server in dense_and_spark)
-    fields = ("kv_compress", "spark_key_ratio", "spark_restore_bits", "spark_dense_layers", "attention_backend")
-    assert [spark[field] for field in fields] == ["spark", 0.8, 2, "", "spark"]
-    assert [small_values.info()[field] for field in fields] == ["spark", 0.8, 1, "0", "spark"]
-    assert [dense[field] for field in fields[:4]] == ["none", 0.8, 2, ""]
+    assert [spark[field] for field in SETTINGS] == ["spark", 0.8, 2, "", "auto", "spark"]
+    assert [dense[field] for field in SETTINGS[:5]] == ["none", 0.8, 2, "", "auto"]
 
 
-def test_capacity_line_agrees_with_arithmetic(dense_and_spark, small_values):
-    per_head = NUM_LAYERS * NUM_KV_HEADS
-    dense_bytes = per_head * 2 * HEAD_DIM * 4
+def test_server_info_shows_the_settings_of_small_values(small_values):
+    values, server = small_values
+    info = server.info()
+    value_dtype = "int4" if values == "int4" else "auto"
+    assert [info[field] for field in SETTINGS] == ["spark", 0.8, 1, "0", value_dtype, "spark"]
+
+
+def test_capacity_line_agrees_with_arithmetic(dense_and_spark):
     _, spark = dense_and_spark
     # 88-byte rows (32 of plane, 4 of scales, 26 kept words), float32 values.
-    expected = per_head * (88 + 4 * HEAD_DIM)
-    assert _capacity(spark) == (expected, dense_bytes, POOL_TOKENS, POOL_TOKENS * expected // dense_bytes)
-    # One layer of float32 keys, three of 72-byte rows (16 of plane, 4 of scales, 26 kept words), fp8 values.
-    expected = NUM_KV_HEADS * (4 * HEAD_DIM + 3 * 72 + NUM_LAYERS * HEAD_DIM)
-    assert _capacity(small_values) == (expected, dense_bytes, POOL_TOKENS, POOL_TOKENS * expected // dense_bytes)
+    _check_capacity(spark, "float32", NUM_LAYERS * NUM_KV_HEADS * (88 + 4 * HEAD_DIM))
 
 
-def _capacity(server: LocalServer) -> tuple[int, ...]:
+def test_capacity_line_agrees_with_arithmetic_for_small_values(small_values):
+    values, server = small_values
+    # One layer of float32 keys, three of 72-byte rows (16 of plane, 4 of scales, 26 kept words).
+    keys = 4 * HEAD_DIM + 3 * 72
+    _check_capacity(server, values, NUM_KV_HEADS * (keys + NUM_LAYERS * SMALL_VALUES[values][1]))
+
+
+def _check_capacity(server: LocalServer, values: str, bytes_per_token: int) -> None:
     capacity = server.capacity()
-    return capacity.bytes_per_token, capacity.dense_bytes_per_token, capacity.tokens, capacity.dense_tokens
+    dense_bytes = NUM_LAYERS * NUM_KV_HEADS * 2 * HEAD_DIM * 4
+    assert capacity.value_dtype == values
+    assert (capacity.bytes_per_token, capacity.dense_bytes_per_token) == (bytes_per_token, dense_bytes)
+    dense_tokens = POOL_TOKENS * bytes_per_token // dense_bytes
+    assert (capacity.tokens, capacity.dense_tokens) == (POOL_TOKENS, dense_tokens)

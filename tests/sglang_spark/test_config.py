@@ -10,8 +10,13 @@ import torch
 from sglang_spark.config import SparkConfig, parse_layers
 
 
-def _args(key_ratio=0.8, restore_bits=2, dense_layers=""):
-    return SimpleNamespace(spark_key_ratio=key_ratio, spark_restore_bits=restore_bits, spark_dense_layers=dense_layers)
+def _args(key_ratio=0.8, restore_bits=2, dense_layers="", value_dtype="auto"):
+    return SimpleNamespace(
+        spark_key_ratio=key_ratio,
+        spark_restore_bits=restore_bits,
+        spark_dense_layers=dense_layers,
+        spark_value_dtype=value_dtype,
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,17 @@ def test_dense_layers_store_whole_keys():
     formats = [config.key_format(layer, 128, torch.bfloat16) for layer in range(4)]
     assert [key_format.is_raw for key_format in formats] == [True, False, False, True]
     assert [key_format.row_bytes for key_format in formats] == [256, 88, 88, 256]
+
+
+@pytest.mark.parametrize(("value_dtype", "row_bytes"), [("auto", 128), ("int4", 72)])
+def test_values_follow_the_cache_dtype_or_are_int4(value_dtype, row_bytes):
+    config = SparkConfig.from_args(_args(value_dtype=value_dtype), head_dim=128, num_layers=4)
+    assert config.value_format(128, torch.float8_e4m3fn).row_bytes == row_bytes
+
+
+def test_an_unknown_value_dtype_names_flag_value_and_choices():
+    with pytest.raises(ValueError, match="--spark-value-dtype=int8: use one of auto, int4"):
+        SparkConfig.from_args(_args(value_dtype="int8"), head_dim=128, num_layers=4)
 
 
 def test_ratio_zero_ignores_restore_bits():

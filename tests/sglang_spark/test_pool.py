@@ -56,27 +56,31 @@ def _tokens_in(budget: int, configurator, *, kv_cache_dtype: str = "auto", **set
     [
         ({}, 4 * 2 * (88 + 256)),
         ({"kv_cache_dtype": "fp8_e4m3"}, 4 * 2 * (88 + 128)),
+        ({"spark_value_dtype": "int4"}, 4 * 2 * (88 + 72)),
         ({"spark_key_ratio": 0.0}, 4 * 2 * (256 + 256)),
+        ({"spark_key_ratio": 0.0, "spark_value_dtype": "int4"}, 4 * 2 * (256 + 72)),
         ({"spark_restore_bits": 1, "spark_key_ratio": 0.83}, 4 * 2 * (64 + 256)),
         ({"spark_dense_layers": "0,3"}, 2 * 2 * (88 + 256) + 2 * 2 * (256 + 256)),
     ],
-    ids=["default", "fp8-values", "ratio-0", "1-bit", "two-dense-layers"],
+    ids=["default", "fp8-values", "int4-values", "ratio-0", "ratio-0-int4-values", "1-bit", "two-dense-layers"],
 )
 def test_capacity_grows_by_the_ratio_of_bytes_per_token(settings, bytes_per_token, configurator):
     budget = 64 << 20
-    settings = {"spark_key_ratio": 0.8, "spark_restore_bits": 2, **settings}
+    settings = {"spark_key_ratio": 0.8, "spark_restore_bits": 2, "spark_value_dtype": "auto", **settings}
     assert _tokens_in(budget, configurator) == budget // DENSE_BYTES
     assert _tokens_in(budget, configurator, kv_compress="spark", **settings) == budget // bytes_per_token
 
 
-def test_layout_follows_the_published_settings(configurator):
-    get_context().override("test", kv_compress="spark", spark_key_ratio=0.8, spark_dense_layers="1")
+@pytest.mark.parametrize(("value_dtype", "values"), [("auto", "bfloat16"), ("int4", "int4")])
+def test_layout_follows_the_published_settings(value_dtype, values, configurator):
+    settings = {"spark_key_ratio": 0.8, "spark_dense_layers": "1", "spark_value_dtype": value_dtype}
+    get_context().override("test", kv_compress="spark", **settings)
     layout = PoolLayout.of(configurator)
     assert [key_format.row_bytes for key_format in layout.key_formats] == [88, 256, 88, 88]
     assert layout.dense_bytes_per_token == DENSE_BYTES
     line = layout.summary(1000)
     assert f"{layout.bytes_per_token} bytes per token against {DENSE_BYTES} dense" in line
-    assert "26 of 128 key channels kept in 3 of 4 layers" in line
+    assert f"26 of 128 key channels kept in 3 of 4 layers, {values} values, 1000 tokens" in line
     assert f"1000 tokens against {1000 * layout.bytes_per_token // DENSE_BYTES} dense" in line
 
 

@@ -19,6 +19,7 @@ LAUNCHES = {
     "--prefill-attention-backend": ("llama", ("--prefill-attention-backend", "triton")),
     "--decode-attention-backend": ("llama", ("--decode-attention-backend", "triton")),
     "--kv-cache-dtype": ("llama", ("--kv-cache-dtype", "fp8_e5m2")),
+    "--spark-value-dtype": ("llama", ("--spark-value-dtype", "int4", "--kv-cache-dtype", "fp8_e4m3")),
     "--speculative-algorithm": ("llama", ("--speculative-algorithm", "NGRAM")),
     "--dcp-size": ("llama", ("--dcp-size", "2", "--tp-size", "2")),
     "--enable-hierarchical-cache": ("llama", ("--enable-hierarchical-cache",)),

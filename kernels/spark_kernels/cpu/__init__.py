@@ -1,7 +1,7 @@
 """Kernels for the CPU, compiled by numba.
 
-``numbers`` converts 8- and 16-bit numbers, ``rows`` restores rows, ``pack`` makes key rows, ``decode`` and ``extend``
-are attention. The names below are what `spark_kernels.wrappers` needs of an implementation.
+``numbers`` converts 8- and 16-bit numbers, ``rows`` restores rows, ``pack`` makes key rows, ``values`` has int4 values,
+``decode`` and ``extend`` are attention. The names below are what `spark_kernels.wrappers` needs of an implementation.
 """
 
 from spark_kernels.cpu.decode import DecodePlan, decode_attention

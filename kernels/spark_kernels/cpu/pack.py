@@ -14,6 +14,7 @@ from spark_kernels.cpu import vectors
 from spark_kernels.cpu.compile import kernel
 from spark_kernels.cpu.numbers import bits_to_float, float_to_half, half_to_float
 from spark_kernels.cpu.threads import call_parallel
+from spark_kernels.cpu.values import write_int4
 from spark_kernels.record import CompressedKeyFormat, LayerRows
 from spark_kernels.reference import encode_values
 
@@ -202,7 +203,10 @@ def write_rows(
         store(k.to(rows.key_format.dtype), slots, rows.keys)
     else:
         _write_keys(q, k, slots, rows.keys, rows.key_format, qo_indptr, window)
-    store(encode_values(v, rows.value_format, v_scale), slots, rows.values)
+    if rows.value_format.is_int4:
+        write_int4(v, slots, rows, v_scale)
+    else:
+        store(encode_values(v, rows.value_format, v_scale), slots, rows.values)
 
 
 def store(numbers: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:

@@ -10,10 +10,12 @@ from spark_kernels.cpu import vectors
 from spark_kernels.cpu.compile import kernel
 from spark_kernels.cpu.numbers import bfloat16_to_float, float8_to_float, half_to_float
 from spark_kernels.cpu.threads import call_parallel
-from spark_kernels.record import CompressedKeyFormat, LayerRows, RawKeyFormat, ValueFormat
+from spark_kernels.cpu.values import load_int4, restore_int4
+from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat
 
-# How a row of numbers is stored; compressed key rows have codes below.
-_BFLOAT16, _FLOAT16, _FLOAT32, _FLOAT8 = range(4)
+# How a row of numbers is stored; compressed key rows have codes below. int4 rows have the offset of their scales, in
+# 16-bit words, added to the last code.
+_BFLOAT16, _FLOAT16, _FLOAT32, _FLOAT8, _INT4 = range(5)
 _NUMBER_CODES = {
     torch.bfloat16: _BFLOAT16,
     torch.float16: _FLOAT16,
@@ -41,14 +43,19 @@ def key_layout(key_format: CompressedKeyFormat | RawKeyFormat) -> tuple[int, int
     )
 
 
-def value_layout(value_format: ValueFormat) -> int:
+def value_layout(value_format: ValueFormat | Int4ValueFormat) -> int:
     """What kernels need of a value format: its code."""
+    if value_format.is_int4:
+        return _INT4 + value_format.scale_offset // 2
     return _NUMBER_CODES[value_format.dtype]
 
 
 @kernel()
 def load_numbers(code, rows, slots, first, count, head, tile, row):
     """Numbers at ``slots[first : first + count]`` of one head, as float32 to ``tile[row : row + count]``."""
+    if code >= _INT4:
+        load_int4(code - _INT4, rows, slots, first, count, head, tile, row)
+        return
     halves = rows.view(np.uint16)
     for n in range(count):
         slot = slots[first + n]
@@ -124,6 +131,8 @@ def restore_keys(rows: LayerRows, slots: torch.Tensor, out: torch.Tensor | None 
 
 def restore_values(rows: LayerRows, slots: torch.Tensor, v_scale: float) -> torch.Tensor:
     """See `spark_kernels.reference.restore_values`; in the stored dtype where that needs no conversion."""
+    if rows.value_format.is_int4:
+        return restore_int4(rows, slots, v_scale)
     values = rows.values.view(torch.int64)[slots].view(rows.value_format.dtype)
     if v_scale == 1.0 and values.dtype != torch.float8_e4m3fn:
         return values

@@ -20,7 +20,8 @@ from spark_kernels.gpu.plan import DecodePlan
 from spark_kernels.gpu.queries import PACK, num_packs, prepare_queries
 from spark_kernels.gpu.rows import check_head_dim, float8_bits_to_half, value_rows
 from spark_kernels.gpu.scores import RowLayout, group_scores, interleave
-from spark_kernels.record import CompressedKeyFormat, LayerRows, RawKeyFormat
+from spark_kernels.gpu.values import Int4Layout, load_int4
+from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat
 
 _LOG2_E = math.log2(math.e)
 _LN2 = tl.constexpr(math.log(2.0))
@@ -53,6 +54,7 @@ def _decode_split(
     HEAD_DIM: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     LAYOUT: tl.constexpr,
+    V_LAYOUT: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -60,7 +62,7 @@ def _decode_split(
     """One program per (split, KV head); query n of the group is column n.
 
     ``keys_ptr`` points to the key rows as 64-bit words, or as channels if they are raw; then ``LAYOUT`` is None.
-    Scores are in base 2.
+    ``values_ptr`` points to int4 rows as 16-bit words, or to channels; then ``V_LAYOUT`` is None. Scores are in base 2.
     """
     # Neighbouring programs read the heads of the same tokens, which are neighbours in memory.
     split = tl.program_id(0) // NUM_KV_HEADS
@@ -72,8 +74,8 @@ def _decode_split(
     columns = tl.arange(0, COLUMNS)
     v_channels = tl.arange(0, V_HEAD_DIM)
     VALUE: tl.constexpr = values_ptr.dtype.element_ty
-    # float8 values are multiplied as float16: converting them to bfloat16 is slow.
-    WEIGHT: tl.constexpr = tl.float16 if VALUE.primitive_bitwidth == 8 else VALUE
+    # float8 and int4 values are multiplied as float16: converting them to bfloat16 is slow.
+    WEIGHT: tl.constexpr = VALUE if V_LAYOUT is None and VALUE.primitive_bitwidth > 8 else tl.float16
     # A dot product takes eight columns or more; for it, columns of zeros are put between those of a single pack.
     WIDE: tl.constexpr = COLUMNS if COLUMNS > 4 else 8
 
@@ -111,11 +113,14 @@ def _decode_split(
         if WIDE != COLUMNS:
             weights = interleave(weights, tl.zeros_like(weights))
             rescale = tl.join(rescale, rescale).reshape(WIDE)
-        v_offsets = slots[:, None] * V_HEAD_DIM + v_channels[None, :]
-        if VALUE == tl.uint8:
-            v = float8_bits_to_half(tl.load(values_ptr + v_offsets, mask=live[:, None], other=0))
+        if V_LAYOUT is None:
+            v_offsets = slots[:, None] * V_HEAD_DIM + v_channels[None, :]
+            if VALUE == tl.uint8:
+                v = float8_bits_to_half(tl.load(values_ptr + v_offsets, mask=live[:, None], other=0))
+            else:
+                v = tl.load(values_ptr + v_offsets, mask=live[:, None], other=0.0).to(WEIGHT)
         else:
-            v = tl.load(values_ptr + v_offsets, mask=live[:, None], other=0.0).to(WEIGHT)
+            v = load_int4(values_ptr, slots, live, V_LAYOUT)
         acc = tl.dot(tl.trans(v), weights.to(WEIGHT), acc * rescale[None, :], input_precision="ieee")
 
     out_query = split * NUM_KV_HEADS * GROUP + head * GROUP
@@ -174,7 +179,7 @@ def decode_attention(
             scale,
             cap,
             NUM_KV_HEADS=num_kv_heads,
-            **variant(rows.key_format, group, v_head_dim),
+            **variant(rows.key_format, rows.value_format, group),
             HAS_SOFT_CAP=logits_soft_cap > 0,
             num_warps=NUM_WARPS,
             num_stages=1,
@@ -182,15 +187,18 @@ def decode_attention(
     return merge_splits(split_out, split_lse, plan.request_splits, v_scale * factor)
 
 
-def variant(key_format: CompressedKeyFormat | RawKeyFormat, group: int, v_head_dim: int) -> dict[str, object]:
+def variant(
+    key_format: CompressedKeyFormat | RawKeyFormat, value_format: ValueFormat | Int4ValueFormat, group: int
+) -> dict[str, object]:
     """The compile-time arguments of `_decode_split` that follow from the formats and the group size."""
     packs = num_packs(group)
     return {
         "GROUP": group,
         "PACKS": packs,
         "HEAD_DIM": key_format.head_dim,
-        "V_HEAD_DIM": v_head_dim,
+        "V_HEAD_DIM": value_format.head_dim,
         "LAYOUT": None if key_format.is_raw else RowLayout.of(key_format),
+        "V_LAYOUT": Int4Layout.of(value_format) if value_format.is_int4 else None,
         "COLUMNS": max(8, PACK * packs) if key_format.is_raw else PACK * packs,
         "BLOCK_N": BLOCK_N,
     }

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from spark_kernels.gpu.rows import check_head_dim, float8_bits_to_half, value_rows
 from spark_kernels.gpu.scores import RowLayout
+from spark_kernels.gpu.values import Int4Layout, restore_int4
 from spark_kernels.record import LayerRows
 
 BLOCK_TOKENS = 8
@@ -67,17 +68,29 @@ def _restore_keys(
 
 @triton.jit
 def _restore_numbers(
-    rows_ptr, slots_ptr, out_ptr, scale, num_slots, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
+    rows_ptr,
+    slots_ptr,
+    out_ptr,
+    scale,
+    num_slots,
+    NUM_KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    V_LAYOUT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """One program per (block of slots, KV head); uint8 is float8 as bits."""
+    """One program per (block of slots, KV head); uint8 is float8 as bits, int4 rows have a ``V_LAYOUT``."""
     head = tl.program_id(1)
     index = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     exists = index < num_slots
     slot = tl.load(slots_ptr + index, mask=exists, other=0).to(tl.int64)
     channels = tl.arange(0, D)[None, :]
-    numbers = tl.load(rows_ptr + ((slot * NUM_KV_HEADS + head) * D)[:, None] + channels, mask=exists[:, None])
-    if rows_ptr.dtype.element_ty == tl.uint8:
-        numbers = float8_bits_to_half(numbers)
+    row = slot * NUM_KV_HEADS + head
+    if V_LAYOUT is None:
+        numbers = tl.load(rows_ptr + (row * D)[:, None] + channels, mask=exists[:, None])
+        if rows_ptr.dtype.element_ty == tl.uint8:
+            numbers = float8_bits_to_half(numbers)
+    else:
+        numbers = restore_int4(rows_ptr, row, exists, V_LAYOUT)
     numbers = numbers.to(tl.float32) * scale
     out = out_ptr + ((index * NUM_KV_HEADS + head) * D)[:, None] + channels
     tl.store(out, numbers.to(out_ptr.dtype.element_ty), mask=exists[:, None])
@@ -87,7 +100,7 @@ def restore_keys(rows: LayerRows, slots: torch.Tensor, dtype: torch.dtype = torc
     """See `spark_kernels.reference.restore_keys`; in ``dtype``."""
     key_format = rows.key_format
     if key_format.is_raw:
-        return _numbers(rows.keys.view(key_format.dtype), slots, 1.0, dtype)
+        return _numbers(rows.keys.view(key_format.dtype), slots, key_format.head_dim, None, 1.0, dtype)
     check_head_dim(key_format.head_dim)
     out = torch.empty(slots.shape[0], rows.num_kv_heads, key_format.head_dim, dtype=dtype, device=rows.device)
     if slots.shape[0]:
@@ -110,15 +123,31 @@ def restore_values(
 ) -> torch.Tensor:
     """See `spark_kernels.reference.restore_values`; in ``dtype``."""
     values, factor = value_rows(rows)
-    return _numbers(values, slots, v_scale * factor, dtype)
+    layout = Int4Layout.of(rows.value_format) if rows.value_format.is_int4 else None
+    return _numbers(values, slots, rows.value_format.head_dim, layout, v_scale * factor, dtype)
 
 
-def _numbers(numbers: torch.Tensor, slots: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
-    _, num_kv_heads, head_dim = numbers.shape
+def _numbers(
+    numbers: torch.Tensor,
+    slots: torch.Tensor,
+    head_dim: int,
+    layout: Int4Layout | None,
+    scale: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    num_kv_heads = numbers.shape[1]
     check_head_dim(head_dim)
     out = torch.empty(slots.shape[0], num_kv_heads, head_dim, dtype=dtype, device=numbers.device)
     if slots.shape[0]:
         _restore_numbers[(triton.cdiv(slots.shape[0], BLOCK_TOKENS), num_kv_heads)](
-            numbers, slots, out, scale, slots.shape[0], NUM_KV_HEADS=num_kv_heads, D=head_dim, BLOCK=BLOCK_TOKENS
+            numbers,
+            slots,
+            out,
+            scale,
+            slots.shape[0],
+            NUM_KV_HEADS=num_kv_heads,
+            D=head_dim,
+            V_LAYOUT=layout,
+            BLOCK=BLOCK_TOKENS,
         )
     return out

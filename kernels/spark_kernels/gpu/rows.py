@@ -28,8 +28,11 @@ def check_head_dim(head_dim: int) -> None:
 def value_rows(rows: LayerRows) -> tuple[torch.Tensor, float]:
     """Value rows as ``[num_slots, num_kv_heads, head_dim]`` for kernels, and the factor of what they read.
 
-    float8 stays uint8, to be read by `float8_bits_to_half`, where the GPU cannot convert it.
+    float8 stays uint8, to be read by `float8_bits_to_half`, where the GPU cannot convert it. int4 rows are
+    16-bit words, to be read by `spark_kernels.gpu.values`.
     """
+    if rows.value_format.is_int4:
+        return rows.values.view(torch.int16), 1.0
     if rows.value_format.dtype == torch.float8_e4m3fn and not _converts_float8(rows.device):
         return rows.values, FLOAT8_BITS_FACTOR
     return rows.values.view(rows.value_format.dtype), 1.0

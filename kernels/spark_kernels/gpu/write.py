@@ -15,13 +15,10 @@ import triton.language as tl
 
 from spark_kernels.gpu.rows import check_head_dim
 from spark_kernels.gpu.scores import RowLayout
+from spark_kernels.gpu.values import FLOAT16_MAX, HALF_NAN, ROUNDER, store_value, written_values
 from spark_kernels.record import LayerRows
 
 _FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
-_FLOAT16_MAX = tl.constexpr(torch.finfo(torch.float16).max)
-_HALF_NAN = tl.constexpr(0x7E00)
-# 1.5 * 2**23: to add and subtract it rounds a float32 to the nearest integer, ties to even.
-_ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
@@ -101,13 +98,13 @@ def _plane_scale(magnitude, kept, channels, LAYOUT: tl.constexpr):
         for channel in range(LAYOUT.head_dim):
             scale += tl.sum(tl.where(channels == channel, limited, 0.0), 0)
         scale = tl.div_rn(scale, (LAYOUT.head_dim - LAYOUT.kept_channels) * 1.0)
-    return _half_bits(tl.minimum(scale, _FLOAT16_MAX))
+    return _half_bits(tl.minimum(scale, FLOAT16_MAX))
 
 
 @triton.jit
 def _half_rounded_up(x):
     """Bits of the smallest float16 not below a non-negative float32, at most 65504."""
-    x = tl.minimum(x, _FLOAT16_MAX)
+    x = tl.minimum(x, FLOAT16_MAX)
     bits = _half_bits(x)
     return tl.where(_half_value(bits) < x, bits + 1, bits).to(tl.int16)
 
@@ -150,37 +147,12 @@ def _store_key(k, norm, row, LAYOUT: tl.constexpr, INTEGER_MAX: tl.constexpr):
     kept_scale = _half_value(kept_bits)
     ratio = tl.div_rn(residual, tl.where(kept_scale > 0, kept_scale, 1.0) + tl.zeros_like(residual))
     ratio = tl.minimum(tl.maximum(ratio, -INTEGER_MAX * 1.0), INTEGER_MAX * 1.0)
-    integers = ((ratio + _ROUNDER) - _ROUNDER).to(tl.int32)
+    integers = ((ratio + ROUNDER) - ROUNDER).to(tl.int32)
     integers = tl.where((kept_scale > 0) & finite, integers, 0)
-    tl.store(halves + LAYOUT.scale_half, tl.where(finite, plane_bits, _HALF_NAN).to(tl.int16))
-    tl.store(halves + LAYOUT.scale_half + 1, tl.where(finite, kept_bits, _HALF_NAN).to(tl.int16))
+    tl.store(halves + LAYOUT.scale_half, tl.where(finite, plane_bits, HALF_NAN).to(tl.int16))
+    tl.store(halves + LAYOUT.scale_half + 1, tl.where(finite, kept_bits, HALF_NAN).to(tl.int16))
     words = ((integers << LAYOUT.index_bits) | channels).to(tl.int16)
     tl.store(halves + LAYOUT.kept_half + tl.cumsum(kept.to(tl.int32), 0) - 1, words, mask=kept)
-
-
-@triton.jit
-def _float8_bits(x):
-    """uint8 bits of the float8_e4m3fn nearest to a float32 within ±448, ties to even; NaN stays NaN."""
-    bits = x.to(tl.int32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    # Three bits of mantissa are left of 23; the exponent's bias falls from 127 to 7.
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-    # Below 2**-6 numbers are multiples of 2**-9.
-    small = tl.minimum(tl.abs(x), 1.0) * 512.0
-    subnormal = ((small + _ROUNDER) - _ROUNDER).to(tl.int32)
-    code = tl.where(magnitude >= 0x3C800000, normal, subnormal)
-    code = tl.where(magnitude > 0x7F800000, 0x7F, code)
-    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
-
-
-@triton.jit
-def _encode_value(v, v_scale, SCALED: tl.constexpr, LIMIT: tl.constexpr, dtype: tl.constexpr):
-    if SCALED:
-        v = tl.div_rn(v.to(tl.float32), v_scale + tl.zeros_like(v).to(tl.float32))
-    if LIMIT > 0:
-        v = v.to(tl.float32)
-        v = tl.where(v > LIMIT, LIMIT, tl.where(v < -LIMIT, -LIMIT, v))
-    return _float8_bits(v.to(tl.float32)) if dtype == tl.uint8 else v.to(dtype)
 
 
 @triton.jit
@@ -205,19 +177,18 @@ def _write_rows(
     HEAD_DIM: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     LAYOUT: tl.constexpr,
+    V_LAYOUT: tl.constexpr,
     INTEGER_MAX: tl.constexpr,
     HAS_NORMS: tl.constexpr,
     V_SCALED: tl.constexpr,
     V_LIMIT: tl.constexpr,
 ):
-    """One program per (token, KV head); ``LAYOUT`` is None for raw keys, float8 values are given as uint8."""
+    """One program per (token, KV head); ``LAYOUT`` is None for raw keys. For values see `written_values`."""
     token = (tl.program_id(0) // NUM_KV_HEADS).to(tl.int64)
     head = tl.program_id(0) % NUM_KV_HEADS
     row_of_head = tl.load(slots_ptr + token).to(tl.int64) * NUM_KV_HEADS + head
-    v_channels = tl.arange(0, V_HEAD_DIM)
-    v = tl.load(v_ptr + token * v_stride_token + head * v_stride_head + v_channels)
-    v = _encode_value(v, v_scale, V_SCALED, V_LIMIT, values_ptr.dtype.element_ty)
-    tl.store(values_ptr + row_of_head * V_HEAD_DIM + v_channels, v)
+    v_row = v_ptr + token * v_stride_token + head * v_stride_head
+    store_value(v_row, v_scale, values_ptr, row_of_head, V_HEAD_DIM, V_LAYOUT, V_SCALED, V_LIMIT)
 
     channels = tl.arange(0, HEAD_DIM)
     k = tl.load(k_ptr + token * k_stride_token + head * k_stride_head + channels)
@@ -247,9 +218,9 @@ def write_rows(
 ) -> None:
     """See `spark_kernels.reference.write_rows`; nothing is read on the host."""
     num_tokens, num_kv_heads, head_dim = k.shape
-    key_format, value_format = rows.key_format, rows.value_format
+    key_format = rows.key_format
     check_head_dim(head_dim)
-    check_head_dim(value_format.head_dim)
+    check_head_dim(rows.value_format.head_dim)
     if num_tokens == 0:
         return
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
@@ -258,10 +229,7 @@ def write_rows(
     has_norms = qo_indptr is not None and not key_format.is_raw
     if has_norms:
         norms, norm_of = window_norms(q, num_kv_heads, qo_indptr, window)
-    is_float8 = value_format.dtype == torch.float8_e4m3fn
-    limited = value_format.dtype in (torch.float16, torch.float8_e4m3fn) and (
-        v_scale != 1.0 or v.dtype != value_format.dtype
-    )
+    values, value_arguments = written_values(rows, v, v_scale)
     _write_rows[(num_tokens * num_kv_heads,)](
         q,
         q.stride(0),
@@ -276,17 +244,15 @@ def write_rows(
         norms,
         norm_of,
         rows.keys.view(key_format.dtype) if key_format.is_raw else rows.keys,
-        rows.values if is_float8 else rows.values.view(value_format.dtype),
+        values,
         v_scale,
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
-        V_HEAD_DIM=value_format.head_dim,
         LAYOUT=None if key_format.is_raw else RowLayout.of(key_format),
         INTEGER_MAX=0 if key_format.is_raw else key_format.integer_max,
         HAS_NORMS=has_norms,
-        V_SCALED=v_scale != 1.0,
-        V_LIMIT=torch.finfo(value_format.dtype).max if limited else 0.0,
+        **value_arguments,
         num_warps=1,
         enable_fp_fusion=False,
     )

@@ -1,9 +1,11 @@
 """Decode attention of the GPU kernels against the reference; run by test_interpreted.py.
 
-The interpreter multiplies bfloat16 matrices wrongly, so values and raw keys here are float16, float32 and float8.
+The interpreter multiplies bfloat16 matrices wrongly, so values and raw keys here are float16, float32, float8
+and int4.
 """
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -45,10 +47,26 @@ def test_groups(keys, group):
     _check(Layer.random(keys, "float16", head_dim=64, group=group, num_kv_heads=2, lengths=(40,)))
 
 
-@pytest.mark.parametrize("values", ["float16", "float32", "float8_e4m3fn"])
-@pytest.mark.parametrize("v_head_dim", [64, 256])
+@pytest.mark.parametrize(
+    ("values", "v_head_dim"),
+    [*product(("float16", "float32", "float8_e4m3fn"), (64, 256)), ("int4", 64), ("int4", 128), ("int4", 256)],
+)
 def test_values(values, v_head_dim):
     _check(Layer.random("2-bit", values, v_head_dim=v_head_dim, lengths=LENGTHS, v_scale=0.25), v_scale=0.25)
+
+
+@pytest.mark.parametrize("group", [1, 8, 16])
+@pytest.mark.parametrize("keys", ["2-bit", "raw float16"])
+def test_int4_values_of_groups(keys, group):
+    _check(Layer.random(keys, "int4", head_dim=64, group=group, num_kv_heads=1, lengths=(40,)))
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_int4_values_of_any_size(size):
+    layer = Layer.random("raw float16", "int4", head_dim=64, num_kv_heads=1, lengths=(60,))
+    layer.v *= size
+    reference.write_rows(layer.q, layer.k, layer.v, layer.slots, layer.rows)
+    _check(layer)
 
 
 def test_float8_values_as_numbers(monkeypatch):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from kernel_cases import Layer
+from kernel_cases import Layer, make_awkward
 
 from spark_kernels import LayerRows, gpu, reference
 
@@ -50,7 +50,7 @@ def test_mean_magnitudes_equal_reference(head_dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("values", ["bfloat16", "float16", "float32", "float8_e4m3fn"])
+@pytest.mark.parametrize("values", ["bfloat16", "float16", "float32", "float8_e4m3fn", "int4"])
 @pytest.mark.parametrize("v_scale", [1.0, 0.37])
 def test_values_equal_reference(values, dtype, v_scale):
     if values == "bfloat16" and (v_scale != 1.0 or dtype != torch.bfloat16):
@@ -59,6 +59,15 @@ def test_values_equal_reference(values, dtype, v_scale):
     layer.v[::3] *= 1000
     layer.v[1::3] *= 0.002
     _check(layer, v_scale=v_scale)
+
+
+@pytest.mark.parametrize("v_head_dim", [64, 128, 256])
+@pytest.mark.parametrize("size", [1e-7, 1.0, 1e4, 1e30])
+def test_int4_values_equal_reference(v_head_dim, size):
+    layer = Layer.random("raw float16", "int4", num_kv_heads=1, group=1, v_head_dim=v_head_dim, lengths=(16,))
+    make_awkward(layer.v)
+    layer.v *= size
+    _check(layer)
 
 
 def test_every_float8_and_the_numbers_between_equal_reference():
@@ -123,8 +132,11 @@ def test_keys_restore_as_in_reference(keys, head_dim):
     assert torch.equal(half, reference.restore_keys(layer.rows, slots).half())
 
 
-@pytest.mark.parametrize("values", ["bfloat16", "float16", "float32", "float8_e4m3fn"])
-def test_values_restore_as_in_reference(values):
-    layer = Layer.random(values=values, v_head_dim=64, lengths=(45,), v_scale=0.3)
+@pytest.mark.parametrize(
+    ("values", "v_head_dim"),
+    [*((x, 64) for x in ("bfloat16", "float16", "float32", "float8_e4m3fn")), *(("int4", x) for x in (64, 128, 256))],
+)
+def test_values_restore_as_in_reference(values, v_head_dim):
+    layer = Layer.random(values=values, v_head_dim=v_head_dim, lengths=(45,), v_scale=0.3)
     restored = gpu.restore_values(layer.rows, layer.slots.int(), 0.3)
     assert torch.equal(restored, reference.restore_values(layer.rows, layer.slots, 0.3))

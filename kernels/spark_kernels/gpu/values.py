@@ -1,0 +1,187 @@
+"""Value rows in Triton: written in all formats, and int4 ones read.
+
+Writing follows `spark_kernels.reference` operation by operation, like the rest of the write kernel.
+
+A 16-bit word of an int4 row has an integer of each of the value's four groups. Put under the exponent of 1024, four
+bits are the mantissa of a float16, so that a mask and a multiply-add convert two channels at once; converting integers
+takes several times as long.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from spark_kernels.record import INT4_GROUPS, INT4_LIMIT, Int4ValueFormat, LayerRows
+
+_LIMIT = tl.constexpr(INT4_LIMIT)
+FLOAT16_MAX = tl.constexpr(torch.finfo(torch.float16).max)
+HALF_NAN = tl.constexpr(0x7E00)
+_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+_INFINITY = tl.constexpr(0x7F800000)
+# float16 bits of 1024, whose mantissa counts ones.
+_BITS_OF_1024 = tl.constexpr(0x6400)
+# 1.5 * 2**23: to add and subtract it rounds a float32 to the nearest integer, ties to even.
+ROUNDER = tl.constexpr(12582912.0)
+
+
+class Int4Layout(NamedTuple):
+    """An int4 row as these functions read it: sizes and offsets in 16-bit words."""
+
+    groups: int
+    group_channels: int
+    scale_half: int
+    row_halves: int
+
+    @classmethod
+    def of(cls, value_format: Int4ValueFormat) -> Int4Layout:
+        return cls(
+            groups=INT4_GROUPS,
+            group_channels=value_format.group_channels,
+            scale_half=value_format.scale_offset // 2,
+            row_halves=value_format.row_bytes // 2,
+        )
+
+
+@triton.jit
+def _low_integers(words):
+    """float16 integers in bits 0 to 3 of 16-bit words."""
+    return ((words & 0xF) | _BITS_OF_1024).to(tl.int16).to(tl.float16, bitcast=True) - (1024.0 + _LIMIT)
+
+
+@triton.jit
+def _high_integers(words):
+    """float16 integers in bits 4 to 7 of 16-bit words; every step is exact."""
+    return ((words & 0xF0) | _BITS_OF_1024).to(tl.int16).to(tl.float16, bitcast=True) * 0.0625 - (64.0 + _LIMIT)
+
+
+@triton.jit
+def _scale(scales, i: tl.constexpr):
+    """The i-th of four float16 in 64-bit words, as a column."""
+    return ((scales >> (16 * i)) & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)[:, None]
+
+
+@triton.jit
+def _beside(a, b):
+    """``[n, 2 * m]`` with ``a`` in the left and ``b`` in the right half."""
+    return tl.join(a, b).permute(0, 2, 1).reshape(a.shape[0], 2 * a.shape[1])
+
+
+@triton.jit
+def load_int4(values_ptr, rows, live, LAYOUT: tl.constexpr):
+    """float16 ``[n, head_dim]``, the values of ``rows`` of ``values_ptr``, a pointer to 16-bit words; 0 if not live.
+
+    No product exceeds float16: a scale is at most an eighth of its largest number.
+    """
+    row = values_ptr + rows * LAYOUT.row_halves
+    words = tl.load(row[:, None] + tl.arange(0, LAYOUT.group_channels)[None, :], mask=live[:, None], other=0)
+    scales = tl.load((row + LAYOUT.scale_half).to(tl.pointer_type(tl.int64)), mask=live, other=0)
+    a = _low_integers(words) * _scale(scales, 0)
+    b = _high_integers(words) * _scale(scales, 1)
+    words >>= 8
+    c = _low_integers(words) * _scale(scales, 2)
+    d = _high_integers(words) * _scale(scales, 3)
+    return _beside(_beside(a, b), _beside(c, d))
+
+
+@triton.jit
+def restore_int4(values_ptr, rows, exists, LAYOUT: tl.constexpr):
+    """float32 ``[n, head_dim]`` like `load_int4`, with exact products."""
+    channels = tl.arange(0, LAYOUT.groups * LAYOUT.group_channels)[None, :]
+    row = values_ptr + (rows * LAYOUT.row_halves)[:, None]
+    group = channels // LAYOUT.group_channels
+    words = tl.load(row + channels % LAYOUT.group_channels, mask=exists[:, None], other=0).to(tl.int32)
+    scales = tl.load(row + LAYOUT.scale_half + group, mask=exists[:, None], other=0).to(tl.float16, bitcast=True)
+    integers = ((words >> (4 * group)) & (2 * _LIMIT - 1)) - _LIMIT
+    return integers.to(tl.float32) * scales.to(tl.float32)
+
+
+@triton.jit
+def _store_int4(v_ptr, v_scale, row, SCALED: tl.constexpr, LAYOUT: tl.constexpr):
+    """Pack the value at ``v_ptr`` into the 16-bit words at ``row``."""
+    groups = tl.arange(0, LAYOUT.groups)
+    words = tl.arange(0, LAYOUT.group_channels)
+    v = tl.load(v_ptr + groups[:, None] * LAYOUT.group_channels + words[None, :]).to(tl.float32)
+    if SCALED:
+        v = tl.div_rn(v, v_scale + tl.zeros_like(v))
+    v = tl.where(v > FLOAT16_MAX, FLOAT16_MAX, tl.where(v < -FLOAT16_MAX, -FLOAT16_MAX, v))
+    # As integers, magnitudes are in order and NaN is above all.
+    bits = v.to(tl.int32, bitcast=True)
+    magnitude = bits & _MAGNITUDE
+    largest = tl.max(magnitude, 1)
+    is_negative = tl.max(((magnitude == largest[:, None]) & (bits < 0)).to(tl.int32), 1) > 0
+    scale = largest.to(tl.float32, bitcast=True) * (1.0 / _LIMIT)
+    scale = tl.where(is_negative | (largest == 0), scale, -scale).to(tl.float16)
+    scale_bits = tl.where(largest > _INFINITY, HALF_NAN, scale.to(tl.int16, bitcast=True)).to(tl.int16)
+    tl.store(row + LAYOUT.scale_half + groups, scale_bits)
+
+    step = scale.to(tl.float32)
+    has_steps = (tl.abs(step) > 0) & (largest <= _INFINITY)
+    steps = tl.div_rn(v, tl.where(has_steps, step, 1.0)[:, None] + tl.zeros_like(v))
+    steps = tl.minimum(tl.maximum(steps, -_LIMIT * 1.0), _LIMIT - 1.0)
+    integers = tl.where(has_steps[:, None], ((steps + ROUNDER) - ROUNDER).to(tl.int32), 0)
+    tl.store(row + words, tl.sum((integers + _LIMIT) << (4 * groups)[:, None], 0).to(tl.int16))
+
+
+@triton.jit
+def _float8_bits(x):
+    """uint8 bits of the float8_e4m3fn nearest to a float32 within ±448, ties to even; NaN stays NaN."""
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    # Three bits of mantissa are left of 23; the exponent's bias falls from 127 to 7.
+    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
+    # Below 2**-6 numbers are multiples of 2**-9.
+    small = tl.minimum(tl.abs(x), 1.0) * 512.0
+    subnormal = ((small + ROUNDER) - ROUNDER).to(tl.int32)
+    code = tl.where(magnitude >= 0x3C800000, normal, subnormal)
+    code = tl.where(magnitude > 0x7F800000, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def _encode_value(v, v_scale, SCALED: tl.constexpr, LIMIT: tl.constexpr, dtype: tl.constexpr):
+    if SCALED:
+        v = tl.div_rn(v.to(tl.float32), v_scale + tl.zeros_like(v).to(tl.float32))
+    if LIMIT > 0:
+        v = v.to(tl.float32)
+        v = tl.where(v > LIMIT, LIMIT, tl.where(v < -LIMIT, -LIMIT, v))
+    return _float8_bits(v.to(tl.float32)) if dtype == tl.uint8 else v.to(dtype)
+
+
+@triton.jit
+def store_value(
+    v_ptr,
+    v_scale,
+    values_ptr,
+    row,
+    HEAD_DIM: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    SCALED: tl.constexpr,
+    LIMIT: tl.constexpr,
+):
+    """Store the value at ``v_ptr`` as row number ``row``; the other arguments as `written_values` gives them."""
+    if LAYOUT is None:
+        channels = tl.arange(0, HEAD_DIM)
+        v = _encode_value(tl.load(v_ptr + channels), v_scale, SCALED, LIMIT, values_ptr.dtype.element_ty)
+        tl.store(values_ptr + row * HEAD_DIM + channels, v)
+    else:
+        _store_int4(v_ptr, v_scale, values_ptr + row * LAYOUT.row_halves, SCALED, LAYOUT)
+
+
+def written_values(rows: LayerRows, v: torch.Tensor, v_scale: float) -> tuple[torch.Tensor, dict[str, object]]:
+    """Value rows as the write kernel takes them, and its compile-time arguments for them.
+
+    float8 rows are uint8 and int4 rows 16-bit words; the latter have a ``V_LAYOUT``. ``V_LIMIT`` is the magnitude at
+    which channels saturate before they are converted, 0 for none.
+    """
+    value_format = rows.value_format
+    arguments = {"V_HEAD_DIM": value_format.head_dim, "V_LAYOUT": None, "V_SCALED": v_scale != 1.0, "V_LIMIT": 0.0}
+    if value_format.is_int4:
+        return rows.values.view(torch.int16), arguments | {"V_LAYOUT": Int4Layout.of(value_format)}
+    is_float8 = value_format.dtype == torch.float8_e4m3fn
+    if is_float8 or (value_format.dtype == torch.float16 and (v_scale != 1.0 or v.dtype != torch.float16)):
+        arguments["V_LIMIT"] = torch.finfo(value_format.dtype).max
+    return rows.values if is_float8 else rows.values.view(value_format.dtype), arguments
