@@ -117,14 +117,18 @@ def _stress(options: argparse.Namespace) -> None:
 def _add_report(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("report", help="write the tables and plots of docs/accuracy.md from the results")
     command.add_argument("--results", type=Path, default=RESULTS, help="folder of the results files")
+    command.add_argument("--work", type=Path, default=WORK, help="folder of what is needed to go on with a run")
     command.add_argument("--document", type=Path, default=ROOT / "docs" / "accuracy.md")
     command.add_argument("--no-plots", action="store_true", help="tables only, without matplotlib")
     command.set_defaults(run=_report)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from accuracy.agreement import compare_sources
     from accuracy.report import write_report
 
+    # Outcomes of single questions are not committed; where they are not, the committed comparison stays.
+    compare_sources(Files.open(options.results, options.work))
     write_report(options.document, options.results, plots=not options.no_plots)
 
 

@@ -198,19 +198,21 @@ class Tables:
         return markdown(header, lines)
 
     def agreement(self) -> str:
-        """Server and simulation where both measured the same."""
+        """Server and simulation on the same questions, one by one."""
         lines = []
-        for row in self._server():
-            other = self._row(_label(row), row.task, row.length, "simulation")
-            if other is not None and row.method == "spark":
-                kl, other_kl = self._find(row, "kl", "dense"), self._find(other, "kl", "dense")
-                lines.append([
-                    str(_label(row)), row.task,
-                    f"{row.exact_match:.3f} ({row.n})", f"{other.exact_match:.3f} ({other.n})",
-                    f"{small(kl.mean)} ± {small(kl.high - kl.mean)}",
-                    f"{small(other_kl.mean)} ± {small(other_kl.high - other_kl.mean)}",
-                ])  # fmt: skip
-        header = ["cache", "task", "server: exact match (n)", "simulation (n)", "server: KL", "simulation: KL"]
+        for same in (row for row in self.comparisons if row.metric == "same outcome"):
+            difference, correlation = (
+                next(
+                    row
+                    for row in self.comparisons
+                    if (row.metric, row.against, row.task, row.length) == (metric, "server", same.task, same.length)
+                    and _label(row) == _label(same)
+                )
+                for metric in ("kl", "correlation of log kl")
+            )
+            cells = [f"{same.mean:.3f} ({correlation.n})", _signed(difference), f"{correlation.mean:.2f}"]
+            lines.append([str(_label(same)), f"{same.task}, {same.length:,}", *cells])
+        header = ["cache", "task", "same outcome (n)", "KL, simulation less server", "correlation of log KL"]
         return markdown(header, lines)
 
     def stress_table(self) -> str:

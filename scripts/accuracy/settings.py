@@ -12,7 +12,12 @@ from accuracy.endpoint import Endpoint
 from accuracy.outcomes import DENSE, Label
 from local_server import LocalServer
 
-VALUE_BYTES = {"bf16": 2.0, "fp8_e4m3": 1.0}
+BF16_BYTES = 2
+VALUE_FLAGS = {
+    "bf16": (),
+    "fp8_e4m3": ("--kv-cache-dtype", "fp8_e4m3"),
+    "int4": ("--spark-value-dtype", "int4"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,7 @@ class Setting:
 
 def spark(key_ratio: float, restore_bits: int, values: str = "bf16") -> Setting:
     flags = ("--kv-compress", "spark", "--spark-key-ratio", str(key_ratio), "--spark-restore-bits", str(restore_bits))
-    if values == "fp8_e4m3":
-        flags += ("--kv-cache-dtype", values)
+    flags += VALUE_FLAGS[values]
     return Setting(Label("spark", key_ratio, restore_bits, values), flags)
 
 
@@ -34,6 +38,7 @@ SETTINGS = (
     Setting(DENSE),
     spark(0.8, 2),
     spark(0.8, 2, "fp8_e4m3"),
+    spark(0.8, 2, "int4"),
     spark(0.8, 1),
     spark(0.8, 0),
     spark(0.9, 2),
@@ -50,5 +55,5 @@ def serve(setting: Setting, model: str, arguments: list[str]) -> Iterator[tuple[
 def _bytes_per_token_head(server: LocalServer, setting: Setting, model: str) -> float:
     config = AutoConfig.from_pretrained(model)
     if setting.label == DENSE:
-        return 2 * VALUE_BYTES["bf16"] * (config.head_dim or config.hidden_size // config.num_attention_heads)
+        return 2 * BF16_BYTES * (config.head_dim or config.hidden_size // config.num_attention_heads)
     return server.capacity().bytes_per_token / (config.num_hidden_layers * config.num_key_value_heads)

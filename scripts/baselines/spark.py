@@ -6,12 +6,10 @@ import torch
 
 from accuracy.outcomes import Label
 from baselines.base import Chunk, Method
-from baselines.fp8 import round_to_fp8
-from baselines.integers import integer_bytes, round_to_integers
 from spark_kernels import reference
-from spark_kernels.record import CompressedKeyFormat, KeyFormat
+from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, KeyFormat, ValueFormat
 
-INT4_GROUP = 64
+VALUE_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class Spark(Method):
     ratio, restore_bits
         ``--spark-key-ratio``, ``--spark-restore-bits``.
     value_dtype
-        bf16, fp8_e4m3, or int4 in groups of 64.
+        bf16 or fp8_e4m3 (``--kv-cache-dtype``), or int4 (``--spark-value-dtype``).
     dense_layers
         ``--spark-dense-layers``.
     """
@@ -41,6 +39,11 @@ class Spark(Method):
 
     def key_format(self, head_dim: int) -> CompressedKeyFormat:
         return KeyFormat.from_ratio(head_dim, self.ratio, self.restore_bits)
+
+    def value_format(self, head_dim: int) -> ValueFormat | Int4ValueFormat:
+        if self.value_dtype == "int4":
+            return Int4ValueFormat(head_dim)
+        return ValueFormat(head_dim, VALUE_DTYPES[self.value_dtype])
 
     def scores(self, chunk: Chunk) -> torch.Tensor:
         """Saliency of each channel of each key, ``[num_tokens, num_kv_heads, head_dim]``."""
@@ -58,15 +61,11 @@ class Spark(Method):
         return reference.unpack_keys(reference.pack_keys(k, channels, key_format), key_format)
 
     def values(self, chunk: Chunk) -> torch.Tensor:
-        if self.value_dtype == "fp8_e4m3":
-            return round_to_fp8(chunk.v)
-        if self.value_dtype == "int4":
-            return round_to_integers(chunk.v, 4, INT4_GROUP)
-        return chunk.v
+        value_format = self.value_format(chunk.v.shape[-1])
+        return reference.decode_values(reference.encode_values(chunk.v, value_format), value_format)
 
     def key_bytes(self, head_dim: int) -> float:
         return self.key_format(head_dim).row_bytes
 
     def value_bytes(self, head_dim: int) -> float:
-        sizes = {"bf16": 2 * head_dim, "fp8_e4m3": head_dim, "int4": integer_bytes(head_dim, 4, INT4_GROUP)}
-        return sizes[self.value_dtype]
+        return self.value_format(head_dim).row_bytes
