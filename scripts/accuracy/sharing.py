@@ -33,7 +33,7 @@ FEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class SharedDocument:
-    """A document with the question that is measured, the same in another spelling, and another one."""
+    """A document with the question that is measured, and with the same and another one in another spelling."""
 
     asked: Question
     same: Question
@@ -63,8 +63,8 @@ def measure_sharing(files: Files, model: str, arguments: list[str], *, length: i
             bar = progress.add_task(f"sharing: {setting.label}", total=len(cells))
             interview = Interview(endpoint, tokenizer, exact=True)
             for task, condition in cells:
-                documents = [_document(item) for item in make_items(task, seed, items, length, questions=2)]
-                outcomes = _ask(interview, documents, condition, task, references)
+                documents = [shared_document(item) for item in make_items(task, seed, items, length, questions=2)]
+                outcomes = ask_condition(interview, documents, condition, task, references)
                 store.save(setting.label, f"{task} {condition}", length, outcomes)
                 progress.advance(bar)
     for label in SETTING_LABELS:
@@ -93,12 +93,17 @@ def compare(label: Label, task: str, length: int, found: dict[str, list[Outcome]
     return rows
 
 
-def _document(item: RecallItem) -> SharedDocument:
+def shared_document(item: RecallItem) -> SharedDocument:
+    """From an item with two questions."""
     asked, other = (_as_first(item, turn) for turn in (0, 1))
-    *before, message = asked.messages
-    # A second line break ends the common prefix right after the document; the window of queries is the same.
-    spelled = {**message, "content": f"{item.document}\n\n{item.turns[0].question}"}
-    return SharedDocument(asked, replace(asked, messages=(*before, spelled)), other)
+    return SharedDocument(asked, _spelled(item, asked, 0), _spelled(item, other, 1))
+
+
+def _spelled(item: RecallItem, question: Question, turn: int) -> Question:
+    """With a second line break, which ends the prefix that prompts share right after the document."""
+    *before, message = question.messages
+    content = f"{item.document}\n\n{item.turns[turn].question}"
+    return replace(question, messages=(*before, {**message, "content": content}))
 
 
 def _as_first(item: RecallItem, turn: int) -> Question:
@@ -106,13 +111,20 @@ def _as_first(item: RecallItem, turn: int) -> Question:
     return Question(tuple(replace(item, turns=(asked,)).messages()), asked.answer, (asked.value,))
 
 
-def _ask(
+def ask_condition(
     interview: Interview,
     documents: list[SharedDocument],
     condition: str,
     task: str,
     references: dict[tuple[str, int], Reference],
 ) -> list[Outcome]:
+    """Brings the cache into the state of `condition` and asks; the first to ask makes the references.
+
+    Raises
+    ------
+    ConditionNotMet
+        The server reports another number of cached tokens.
+    """
     endpoint, tokenizer = interview.endpoint, interview.tokenizer
 
     def outcome(number: int) -> Outcome:
