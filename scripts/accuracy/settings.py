@@ -12,7 +12,6 @@ from accuracy.endpoint import Endpoint
 from accuracy.outcomes import DENSE, Label
 from local_server import LocalServer
 
-BF16_BYTES = 2
 VALUE_FLAGS = {
     "bf16": (),
     "fp8_e4m3": ("--kv-cache-dtype", "fp8_e4m3"),
@@ -22,10 +21,14 @@ VALUE_FLAGS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A label and the command line that makes a server store its cache that way."""
+    """A label and the command line that makes a server store its cache that way.
+
+    Without compression a channel of K and of V takes `channel_bytes` each.
+    """
 
     label: Label
     flags: tuple[str, ...] = ()
+    channel_bytes: int = 2
 
 
 def spark(key_ratio: float, restore_bits: int, values: str = "bf16") -> Setting:
@@ -36,6 +39,7 @@ def spark(key_ratio: float, restore_bits: int, values: str = "bf16") -> Setting:
 
 SETTINGS = (
     Setting(DENSE),
+    Setting(Label("fp8 keys and values", values="fp8_e4m3"), VALUE_FLAGS["fp8_e4m3"], channel_bytes=1),
     spark(0.8, 2),
     spark(0.8, 2, "fp8_e4m3"),
     spark(0.8, 2, "int4"),
@@ -54,6 +58,6 @@ def serve(setting: Setting, model: str, arguments: list[str]) -> Iterator[tuple[
 
 def _bytes_per_token_head(server: LocalServer, setting: Setting, model: str) -> float:
     config = AutoConfig.from_pretrained(model)
-    if setting.label == DENSE:
-        return 2 * BF16_BYTES * (config.head_dim or config.hidden_size // config.num_attention_heads)
+    if setting.label.method != "spark":
+        return 2 * setting.channel_bytes * (config.head_dim or config.hidden_size // config.num_attention_heads)
     return server.capacity().bytes_per_token / (config.num_hidden_layers * config.num_key_value_heads)
