@@ -126,9 +126,12 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 def _report(options: argparse.Namespace) -> None:
     from accuracy.agreement import compare_sources
     from accuracy.report import write_report
+    from accuracy.rivals import compare_rivals
 
     # Outcomes of single questions are not committed; where they are not, the committed comparison stays.
-    compare_sources(Files.open(options.results, options.work))
+    files = Files.open(options.results, options.work)
+    compare_sources(files)
+    compare_rivals(files)
     write_report(options.document, options.results, plots=not options.no_plots)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from accuracy.cells import estimate_of, is_variant, label_of, markdown, pool, signed, small, with_difference
 from accuracy.metrics import Z_95, Estimate
 from accuracy.outcomes import DENSE, Label
 from accuracy.results import Comparison, Row, Source, StressRow
+from accuracy.rivals import RIVAL
 
 SHARING = "sharing"
 VARIANT_BASES = (DENSE, Label("spark", 0.8, 2), Label("spark", 0.8, 1))
@@ -42,6 +43,7 @@ class Tables:
             "untrained": self.untrained(),
             "sharing": self.sharing(),
             "baselines": self.baselines(),
+            "rivals": self.rivals(),
             "agreement": self.agreement(),
             "decisions": self.decisions(),
             "stress": self.stress_table(),
@@ -49,13 +51,13 @@ class Tables:
 
     def summaries(self, source: Source, tasks: Sequence[str], lengths: Sequence[int] | None = None) -> list[Summary]:
         """Methods in order of bytes; only those measured on all of these tasks."""
-        labels = dict.fromkeys(_label(row) for row in self.rows if row.source == source and row.task in tasks)
+        labels = dict.fromkeys(label_of(row) for row in self.rows if row.source == source and row.task in tasks)
         found = []
         for label in labels:
             cells = [
                 row
                 for row in self.rows
-                if _label(row) == label and row.source == source and row.task in tasks
+                if label_of(row) == label and row.source == source and row.task in tasks
                 and (lengths is None or row.length in lengths)
             ]  # fmt: skip
             if {row.task for row in cells} == set(tasks):
@@ -75,8 +77,8 @@ class Tables:
 
     def _find(self, row: Row, metric: str, against: str) -> Comparison | None:
         for other in self.comparisons:
-            same = (_label(other), other.task, other.length, other.source) == (
-                _label(row), row.task, row.length, row.source)  # fmt: skip
+            same = (label_of(other), other.task, other.length, other.source) == (
+                label_of(row), row.task, row.length, row.source)  # fmt: skip
             if same and (other.metric, other.against) == (metric, against):
                 return other
         return None
@@ -98,7 +100,7 @@ class Tables:
             lines = []
             for summary in self.summaries("server", present, [length]):
                 cells = [self._cell(summary.label, task, length) for task in present]
-                pooled = _with_difference(summary.exact_match, summary.difference, summary.label)
+                pooled = with_difference(summary.exact_match, summary.difference, summary.label)
                 lines.append([str(summary.label), f"{summary.size:.0f}", *cells, pooled])
             lines.sort(key=lambda line: line[0] != "dense")
             header = [f"{length:,} tokens", "bytes", *present, "all questions"]
@@ -110,7 +112,7 @@ class Tables:
 
     def _row(self, label: Label, task: str, length: int, source: Source) -> Row | None:
         for row in self.rows:
-            if (_label(row), row.task, row.length, row.source) == (label, task, length, source):
+            if (label_of(row), row.task, row.length, row.source) == (label, task, length, source):
                 return row
         return None
 
@@ -118,13 +120,13 @@ class Tables:
         row = self._row(label, task, length, "server")
         if row is None:
             return "-"
-        return _with_difference(row.exact_match, _estimate(self._find(row, "exact_match", "dense")), label)
+        return with_difference(row.exact_match, estimate_of(self._find(row, "exact_match", "dense")), label)
 
     def server_kl(self) -> str:
         """Divergence from the dense server by task, all lengths that were measured."""
         cells = dict.fromkeys((row.task, row.length) for row in self._server() if row.task in self.tasks("server"))
         cells = [cell for cell in cells if any((r.task, r.length) == cell and r.kl is not None for r in self._server())]
-        labels = [label for label in dict.fromkeys(_label(row) for row in self._server()) if label != DENSE]
+        labels = [label for label in dict.fromkeys(label_of(row) for row in self._server()) if label != DENSE]
         lines = []
         for task, length in cells:
             found = [self._row(label, task, length, "server") for label in labels]
@@ -142,7 +144,7 @@ class Tables:
                 )
                 is_copy_of_dense = task == "continuation"
                 lines.append([
-                    task, str(_label(row)), f"{row.exact_match:.3f}",
+                    task, str(label_of(row)), f"{row.exact_match:.3f}",
                     "-" if is_copy_of_dense else f"{accuracy.mean:.3f}",
                     f"{agreement.mean:.4f}", small(row.kl),
                 ])  # fmt: skip
@@ -158,43 +160,68 @@ class Tables:
             right = self._sharing(row, f"exact_match, {condition}", SHARING)
             own = "own question"
             differences = [
-                _signed(self._sharing(row, f"{metric}, {condition}", f"{SHARING}, {own}"))
+                signed(self._sharing(row, f"{metric}, {condition}", f"{SHARING}, {own}"))
                 for metric in ("exact_match", "kl")
             ]
             between = self._sharing(row, f"kl, {condition}", f"{SHARING}, same question before")
-            cells = [condition, f"{right.mean:.3f}", small(row.mean), *differences, _signed(between)]
-            lines.append([row.task, str(_label(row)), *cells])
+            cells = [condition, f"{right.mean:.3f}", small(row.mean), *differences, signed(between)]
+            lines.append([row.task, str(label_of(row)), *cells])
         header = ["task", "cache", "prefix", "exact match", "KL", "exact match, to own", "KL, to own",
                   "KL, to same before"]  # fmt: skip
         return markdown(header, lines)
 
     def _sharing(self, row: Comparison, metric: str, against: str) -> Comparison | None:
         for other in self.comparisons:
-            if (other.metric, other.against) == (metric, against) and (_label(other), other.task) == (
-                _label(row), row.task):  # fmt: skip
+            if (other.metric, other.against) == (metric, against) and (label_of(other), other.task) == (
+                label_of(row), row.task):  # fmt: skip
                 return other
         return None
 
     def baselines(self) -> str:
         """Every simulated method over all simulated tasks, in order of bytes."""
-        return self._simulated(lambda label: not _is_variant(label))
+        return self._simulated(lambda label: not is_variant(label))
 
     def decisions(self) -> str:
         """Variants of the default beside it."""
-        return self._simulated(lambda label: label in VARIANT_BASES or _is_variant(label))
+        return self._simulated(lambda label: label in VARIANT_BASES or is_variant(label))
 
-    def _simulated(self, wanted) -> str:
+    def _simulated(self, wanted: Callable[[Label], bool]) -> str:
+        rows = [row for row in self.rows if row.source == "simulation" and wanted(label_of(row))]
+        labels = set(map(label_of, rows))
+        # Pooled over what every one of them was asked.
+        shared = [
+            task
+            for task in dict.fromkeys(row.task for row in rows)
+            if {label_of(row) for row in rows if row.task == task} == labels
+        ]
         lines = []
-        for summary in self.summaries("simulation", self.tasks("simulation")):
-            if wanted(summary.label):
-                label = summary.label
-                lines.append([
-                    label.method, f"{label.key_ratio:g}" if label.key_ratio else "-",
-                    "-" if label.restore_bits is None else str(label.restore_bits), label.values,
-                    f"{summary.size:.0f}", _with_difference(summary.exact_match, summary.difference, label),
-                    small(summary.kl.mean), f"± {small(Z_95 * summary.kl.se)}",
-                ])  # fmt: skip
+        summaries = [summary for summary in self.summaries("simulation", shared) if wanted(summary.label)]
+        for summary in summaries:
+            label = summary.label
+            ratio = f"{label.key_ratio:g}" if label.key_ratio else "-"
+            bits = "-" if label.restore_bits is None else str(label.restore_bits)
+            right = with_difference(summary.exact_match, summary.difference, label)
+            kl = [small(summary.kl.mean), f"± {small(Z_95 * summary.kl.se)}"]
+            lines.append([label.method, ratio, bits, label.values, f"{summary.size:.0f}", right, *kl])
         header = ["method", "ratio", "bits", "values", "bytes", "exact match", "KL", "95 %"]
+        asked = f"{summaries[0].n} questions of {', '.join(shared)}." if summaries else "Nothing measured yet."
+        return f"{asked}\n\n{markdown(header, lines)}"
+
+    def rivals(self) -> str:
+        """Pairs of methods with about as many bytes, differences pooled over tasks."""
+        sizes = {str(label_of(row)): row.bytes_per_token_head for row in self.rows if row.source == "simulation"}
+        pairs: dict[tuple[str, str], dict[str, list[Comparison]]] = {}
+        for row in self.comparisons:
+            if row.against.startswith(RIVAL):
+                metrics = pairs.setdefault((str(label_of(row)), row.against.removeprefix(RIVAL)), {})
+                metrics.setdefault(row.metric, []).append(row)
+        lines = []
+        for (label, rival), metrics in pairs.items():
+            right, kl = pool(metrics["exact_match"]), pool(metrics["kl"])
+            cells = [f"{sizes[label]:.0f}", rival, f"{sizes[rival]:.0f}", str(right.n)]
+            intervals = [f"{value.mean:+.4f} ± {Z_95 * value.se:.4f}" for value in (right, kl)]
+            lines.append([label, *cells, *intervals])
+        header = ["cache", "bytes", "against", "bytes", "questions", "exact match, difference", "KL, difference"]
         return markdown(header, lines)
 
     def agreement(self) -> str:
@@ -206,12 +233,12 @@ class Tables:
                     row
                     for row in self.comparisons
                     if (row.metric, row.against, row.task, row.length) == (metric, "server", same.task, same.length)
-                    and _label(row) == _label(same)
+                    and label_of(row) == label_of(same)
                 )
                 for metric in ("kl", "correlation of log kl")
             )
-            cells = [f"{same.mean:.3f} ({correlation.n})", _signed(difference), f"{correlation.mean:.2f}"]
-            lines.append([str(_label(same)), f"{same.task}, {same.length:,}", *cells])
+            cells = [f"{same.mean:.3f} ({correlation.n})", signed(difference), f"{correlation.mean:.2f}"]
+            lines.append([str(label_of(same)), f"{same.task}, {same.length:,}", *cells])
         header = ["cache", "task", "same outcome (n)", "KL, simulation less server", "correlation of log KL"]
         return markdown(header, lines)
 
@@ -230,49 +257,3 @@ class Tables:
             lines.sort(key=lambda line: -float(line[1]))
             blocks.append(markdown([f"head_dim {head_dim}", "key bytes", *kinds], lines))
         return "\n\n".join(blocks)
-
-
-def pool(parts: Sequence[Comparison | None]) -> Estimate | None:
-    """Mean over all questions (or tokens) of several cells, which are independent of each other."""
-    if not parts or None in parts:
-        return None
-    n = sum(part.n for part in parts)
-    variance = sum((part.n * (part.high - part.mean) / Z_95) ** 2 for part in parts)
-    return Estimate(sum(part.n * part.mean for part in parts) / n, math.sqrt(variance) / n, n)
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
-    rule = ["---", *("---:" if len(name) else "---" for name in header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-
-
-def small(number: float | None) -> str:
-    """Two significant digits, without exponents down to a ten-thousandth."""
-    if number is None:
-        return "-"
-    if number < 5e-5:
-        return "< .0001"
-    return f"{number:.{max(2, 1 - math.floor(math.log10(number)))}f}"
-
-
-def _label(row: Row | Comparison) -> Label:
-    return Label(row.method, row.key_ratio, row.restore_bits, row.values)
-
-
-def _is_variant(label: Label) -> bool:
-    return label.method.startswith("spark, ") or "calibrated" in label.method
-
-
-def _estimate(part: Comparison | None) -> Estimate | None:
-    return None if part is None else Estimate(part.mean, (part.high - part.mean) / Z_95, part.n)
-
-
-def _with_difference(value: float, difference: Estimate | None, label: Label) -> str:
-    if label == DENSE or difference is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} ({difference.mean:+.3f} ± {Z_95 * difference.se:.3f})"
-
-
-def _signed(part: Comparison | None) -> str:
-    return "" if part is None else f"{part.mean:+.4f} ± {part.high - part.mean:.4f}"

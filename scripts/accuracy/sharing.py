@@ -55,10 +55,11 @@ def measure_sharing(files: Files, model: str, arguments: list[str], *, length: i
     store = OutcomeStore(files.work / "sharing", "server")
     tokenizer = AutoTokenizer.from_pretrained(model)
     references: dict[tuple[str, int], Reference] = {}
-    for setting in (setting for setting in SETTINGS if setting.label in SETTING_LABELS):
-        cells = [(task, condition) for task in TASKS for condition in CONDITIONS]
-        if setting.label != DENSE and all(store.load(setting.label, f"{t} {c}", length) for t, c in cells):
-            continue
+    cells = [(task, condition) for task in TASKS for condition in CONDITIONS]
+    missing = [label for label in SETTING_LABELS if not all(store.load(label, f"{t} {c}", length) for t, c in cells)]
+    # The dense server, first of the settings, makes the references of the others.
+    wanted = {DENSE, *missing} if missing else set()
+    for setting in (setting for setting in SETTINGS if setting.label in wanted):
         with serve(setting, model, arguments) as (endpoint, _), Progress() as progress:
             bar = progress.add_task(f"sharing: {setting.label}", total=len(cells))
             interview = Interview(endpoint, tokenizer, exact=True)

@@ -2,10 +2,12 @@
 
 import pytest
 
+from accuracy.cells import pool, small
 from accuracy.outcomes import DENSE, Label, Outcome, make_comparisons, make_row
 from accuracy.report import fill, write_report
-from accuracy.report_tables import Tables, pool, small
+from accuracy.report_tables import Tables
 from accuracy.results import Comparison, ResultsFile, Row, StressRow
+from accuracy.rivals import compare_pair
 from accuracy.sharing import CONDITIONS, compare
 
 SPARK = Label("spark", 0.8, 2)
@@ -28,7 +30,9 @@ def results(tmp_path):
             for label, size, found in ((DENSE, 512, dense), (SPARK, 344, outcomes([1, 1, 0, 0], 0.25))):
                 rows.add(make_row(label, size, task, 1024, found, source))
                 comparisons.add(*make_comparisons(label, task, 1024, found, dense, source))
-    rows.add(make_row(THINK, 308, "kv_list", 1024, outcomes([0, 0, 0, 0], 2.0), "simulation"))
+    pruned = outcomes([0, 0, 0, 0], 2.0)
+    rows.add(make_row(THINK, 308, "kv_list", 1024, pruned, "simulation"))
+    comparisons.add(*make_comparisons(THINK, "kv_list", 1024, pruned, dense, "simulation"))
     conditions = {condition: outcomes([1, 1, 1, 0], 0.01 * number) for number, condition in enumerate(CONDITIONS)}
     comparisons.add(*compare(SPARK, "kv_list", 1024, conditions))
     ResultsFile(tmp_path / "stress.json", StressRow).add(
@@ -65,9 +69,18 @@ def test_server_table_pairs_with_dense(results):
     assert "| 344 | 0.500 (-0.250 ± " in spark
 
 
-def test_methods_without_all_tasks_are_left_out_of_pooled_tables(results):
-    table = tables(results).baselines()
-    assert "spark" in table and "ThinK" not in table
+def test_pooled_tables_are_over_what_every_method_was_asked(results):
+    asked, _, _, _, *lines = tables(results).baselines().splitlines()
+    assert asked == "4 questions of kv_list."
+    assert [line.split(" | ")[0] for line in lines] == ["| dense", "| spark", "| ThinK"]
+    assert "| 344 | 0.500 (-0.250 ± 0.490) | 0.25 |" in lines[1]
+
+
+def test_rivals_are_pooled_over_tasks(results):
+    comparisons = ResultsFile(results / "comparisons.json", Comparison)
+    for task in ("kv_list", "multi_turn"):
+        comparisons.add(*compare_pair(SPARK, DENSE, task, 1024, outcomes([1, 0], 0.5), outcomes([1, 1], 0.1)))
+    assert "| spark, ratio 0.8, 2 bits | 344 | dense | 512 | 4 | -0.5000 ± " in tables(results).rivals()
 
 
 def test_sharing_table_has_every_condition(results):
