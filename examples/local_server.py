@@ -62,9 +62,18 @@ class LocalServer:
         Folder of the model.
     env
         Environment variables besides this process's own.
+    start_timeout
+        Seconds after which a server that is not ready has failed.
     """
 
-    def __init__(self, *arguments: str, model: Path | str = RECALL_MODEL, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        *arguments: str,
+        model: Path | str = RECALL_MODEL,
+        env: dict[str, str] | None = None,
+        start_timeout: float = START_TIMEOUT_S,
+    ):
+        self.start_timeout = start_timeout
         self.arguments = arguments
         self.model = str(model)
         self.port = _free_port()
@@ -95,7 +104,7 @@ class LocalServer:
         os.unlink(self._log.name)
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerFailed(f"the server exited with status {self._process.returncode}:\n{self.log()[-6000:]}")
@@ -103,7 +112,7 @@ class LocalServer:
             if "The server is fired up and ready to roll!" in self.log():
                 return
             time.sleep(0.25)
-        raise ServerFailed(f"the server did not answer within {START_TIMEOUT_S:.0f} s:\n{self.log()[-6000:]}")
+        raise ServerFailed(f"the server did not answer within {self.start_timeout:.0f} s:\n{self.log()[-6000:]}")
 
     def stop(self) -> None:
         """End the server and every process it started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from accuracy.jsonl import DEFAULT_LONGBENCH_PROMPT
@@ -128,6 +129,8 @@ def _report(options: argparse.Namespace) -> None:
     from accuracy.report import write_report
     from accuracy.rivals import compare_rivals
 
+    if not options.no_plots and importlib.util.find_spec("matplotlib") is None:
+        raise SystemExit("the plots need matplotlib: pip install matplotlib, or give --no-plots")
     # Outcomes of single questions are not committed; where they are not, the committed comparison stays.
     files = Files.open(options.results, options.work)
     compare_sources(files)

@@ -12,6 +12,8 @@ from accuracy.endpoint import Endpoint
 from accuracy.outcomes import DENSE, Label
 from local_server import LocalServer
 
+# Large models load for minutes.
+START_TIMEOUT_S = 1800.0
 VALUE_FLAGS = {
     "bf16": (),
     "fp8_e4m3": ("--kv-cache-dtype", "fp8_e4m3"),
@@ -52,7 +54,7 @@ SETTINGS = (
 @contextmanager
 def serve(setting: Setting, model: str, arguments: list[str]) -> Iterator[tuple[Endpoint, float]]:
     """Starts a server; gives its endpoint and its bytes of K + V per token and KV head."""
-    with LocalServer(*arguments, *setting.flags, model=model) as server:
+    with LocalServer(*arguments, *setting.flags, model=model, start_timeout=START_TIMEOUT_S) as server:
         yield Endpoint(server.url), _bytes_per_token_head(server, setting, model)
 
 
