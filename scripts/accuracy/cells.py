@@ -9,6 +9,8 @@ from accuracy.metrics import Z_95, Estimate
 from accuracy.outcomes import DENSE, Label
 from accuracy.results import Comparison, Row
 
+TEXT_COLUMNS = ("method", "cache", "task", "prefix", "against", "values")
+
 
 def pool(parts: Sequence[Comparison | None]) -> Estimate | None:
     """Mean over all questions (or tokens) of several cells, which are independent of each other."""
@@ -20,8 +22,8 @@ def pool(parts: Sequence[Comparison | None]) -> Estimate | None:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
-    rule = ["---", *("---:" if len(name) else "---" for name in header[1:])]
+    """A table with numbers aligned to the right."""
+    rule = ["---" if name in TEXT_COLUMNS or not index else "---:" for index, name in enumerate(header)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
 
 

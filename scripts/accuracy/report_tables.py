@@ -12,6 +12,8 @@ from accuracy.results import Comparison, Row, Source, StressRow
 from accuracy.rivals import RIVAL
 
 SHARING = "sharing"
+# Long outputs, and forms of question that the bundled model does not know.
+OTHER_TASKS = ("own_history", "continuation", "copying", "variable_tracking", "common_words")
 VARIANT_BASES = (DENSE, Label("spark", 0.8, 2), Label("spark", 0.8, 1))
 
 
@@ -86,8 +88,7 @@ class Tables:
     def tasks(self, source: Source, *, trained: bool = True) -> list[str]:
         """Tasks of a source in the order they were measured."""
         known = dict.fromkeys(row.task for row in self.rows if row.source == source)
-        untrained = ("variable_tracking", "common_words", "copying", "continuation")
-        return [task for task in known if (task not in untrained) == trained]
+        return [task for task in known if (task not in OTHER_TASKS) == trained]
 
     def server(self) -> str:
         """Exact match of every setting by task, with the paired difference to dense."""
@@ -134,21 +135,20 @@ class Tables:
         return markdown(["KL in nats", *map(str, labels)], lines)
 
     def untrained(self) -> str:
-        """Tasks whose form the model does not know: what dense makes of them, then every setting's KL and agreement."""
+        """Long outputs and unknown forms: what dense makes of them, and how far every setting is from it."""
         lines = []
-        for task in self.tasks("server", trained=False):
+        for task in OTHER_TASKS:
             for row in (row for row in self._server() if row.task == task):
-                accuracy, agreement = (
+                found = [
                     self._find(row, metric, against)
                     for metric, against in (("token_accuracy", "expected answer"), ("top1_agreement", "dense"))
+                ]
+                accuracy, agreement = ("-" if part is None else f"{part.mean:.3f}" for part in found)
+                right = with_difference(
+                    row.exact_match, estimate_of(self._find(row, "exact_match", "dense")), label_of(row)
                 )
-                is_copy_of_dense = task == "continuation"
-                lines.append([
-                    task, str(label_of(row)), f"{row.exact_match:.3f}",
-                    "-" if is_copy_of_dense else f"{accuracy.mean:.3f}",
-                    f"{agreement.mean:.4f}", small(row.kl),
-                ])  # fmt: skip
-        return markdown(["task", "cache", "exact match", "token accuracy", "agrees with dense", "KL"], lines)
+                lines.append([task, str(label_of(row)), str(row.n), right, accuracy, agreement, small(row.kl)])
+        return markdown(["task", "cache", "n", "exact match", "token accuracy", "agrees with dense", "KL"], lines)
 
     def sharing(self) -> str:
         """Conditions as they are, and their paired differences."""
