@@ -183,9 +183,9 @@ class Tables:
 
     def decisions(self) -> str:
         """Variants of the default beside it."""
-        return self._simulated(lambda label: label in VARIANT_BASES or is_variant(label))
+        return self._simulated(lambda label: label in VARIANT_BASES or is_variant(label), to_default=True)
 
-    def _simulated(self, wanted: Callable[[Label], bool]) -> str:
+    def _simulated(self, wanted: Callable[[Label], bool], *, to_default: bool = False) -> str:
         rows = [row for row in self.rows if row.source == "simulation" and wanted(label_of(row))]
         labels = set(map(label_of, rows))
         # Pooled over what every one of them was asked.
@@ -203,16 +203,26 @@ class Tables:
             right = with_difference(summary.exact_match, summary.difference, label)
             kl = [small(summary.kl.mean), f"± {small(Z_95 * summary.kl.se)}"]
             lines.append([label.method, ratio, bits, label.values, f"{summary.size:.0f}", right, *kl])
+            if to_default:
+                lines[-1].append(self._to_default(label))
         header = ["method", "ratio", "bits", "values", "bytes", "exact match", "KL", "95 %"]
+        header += ["KL of a question, less the default's"] if to_default else []
         asked = f"{summaries[0].n} questions of {', '.join(shared)}." if summaries else "Nothing measured yet."
         return f"{asked}\n\n{markdown(header, lines)}"
+
+    def _to_default(self, label: Label) -> str:
+        found = pool([
+            row for row in self.comparisons
+            if label_of(row) == label and row.against.startswith(RIVAL) and row.metric == "kl" and is_variant(label)
+        ])  # fmt: skip
+        return "" if found is None else f"{found.mean:+.4f} ± {Z_95 * found.se:.4f}"
 
     def rivals(self) -> str:
         """Pairs of methods with about as many bytes, differences pooled over tasks."""
         sizes = {str(label_of(row)): row.bytes_per_token_head for row in self.rows if row.source == "simulation"}
         pairs: dict[tuple[str, str], dict[str, list[Comparison]]] = {}
         for row in self.comparisons:
-            if row.against.startswith(RIVAL):
+            if row.against.startswith(RIVAL) and not is_variant(label_of(row)):
                 metrics = pairs.setdefault((str(label_of(row)), row.against.removeprefix(RIVAL)), {})
                 metrics.setdefault(row.metric, []).append(row)
         lines = []

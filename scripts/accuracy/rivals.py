@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from accuracy.cells import is_variant, label_of
 from accuracy.metrics import paired_difference
 from accuracy.outcomes import Label, Outcome, OutcomeStore, comparison
 from accuracy.results import Comparison
@@ -9,6 +10,9 @@ from accuracy.server_campaign import Files
 
 RIVAL = "rival: "
 RIVALS = (
+    (Label("spark", 0.8, 2), Label("spark", 0.7, 0)),
+    (Label("spark", 0.9, 2), Label("spark", 0.8, 1)),
+    (Label("spark", 0.9, 2), Label("spark", 0.8, 0)),
     (Label("spark", 0.8, 2), Label("int4 keys, groups of 32")),
     (Label("spark", 0.8, 2), Label("SparK authors' restoration", 0.8)),
     (Label("spark", 0.8, 1), Label("Mustafar", 0.8)),
@@ -24,9 +28,12 @@ RIVALS = (
 def compare_rivals(files: Files) -> None:
     """Comparisons of every pair on every task and length that both were simulated on."""
     store = OutcomeStore(files.work, "simulation")
+    labels = dict.fromkeys(label_of(row) for row in files.rows.find(source="simulation"))
+    # A variant is compared with what it varies; plain integers with the default.
+    variants = [(label, Label("spark", 0.8, label.restore_bits or 2)) for label in labels if is_variant(label)]
     cells = dict.fromkeys((row.task, row.length) for row in files.rows.find(source="simulation"))
     for task, length in cells:
-        for label, rival in RIVALS:
+        for label, rival in (*RIVALS, *variants):
             ours, theirs = (store.load(each, task, length) for each in (label, rival))
             if ours and theirs:
                 files.comparisons.add(*compare_pair(label, rival, task, length, ours, theirs))

@@ -60,11 +60,12 @@ METHODS: tuple[Method, ...] = (
 
 def decision_variants(statistics: ChannelStatistics) -> tuple[Method, ...]:
     """What the defaults are decided by, at ratio 0.8; calibrated ones with these statistics."""
+    layers = len(statistics.mean)
     return (
         *(SaliencyVariant(ratio=0.8, saliency=name) for name in ("magnitude", "paper", "all queries")),
         *(DenseTokens(ratio=0.8, recent=recent) for recent in (32, 128)),
         DenseTokens(ratio=0.8, sinks=4),
-        *(DenseLayer(ratio=0.8, dense_layers=(layer,)) for layer in range(len(statistics.mean))),
+        *(DenseLayer(ratio=0.8, dense_layers=(layer,), num_layers=layers) for layer in range(layers)),
         *calibrated_variants(statistics),
     )
 

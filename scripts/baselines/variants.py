@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from accuracy.outcomes import Label
-from baselines.base import Chunk
+from baselines.base import DENSE_CHANNEL_BYTES, Chunk
 from baselines.integers import Integers, round_to_integers
 from baselines.spark import Spark
 from spark_kernels import reference
@@ -78,7 +78,13 @@ class DenseTokens(Spark):
 
 @dataclass(frozen=True, kw_only=True)
 class DenseLayer(Spark):
-    """``--spark-dense-layers`` with one layer."""
+    """``--spark-dense-layers`` with some layers of `num_layers`; bytes are the average over layers."""
+
+    num_layers: int
+
+    def key_bytes(self, head_dim: int) -> float:
+        dense = len(self.dense_layers) * DENSE_CHANNEL_BYTES * head_dim
+        return (dense + (self.num_layers - len(self.dense_layers)) * super().key_bytes(head_dim)) / self.num_layers
 
     @property
     def label(self) -> Label:
