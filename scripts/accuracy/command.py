@@ -44,6 +44,8 @@ def _add_servers(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("servers", help="ask servers the questions of generated tasks")
     _add_common(command)
     _add_plan(command, TRAINED_TASKS)
+    names = [str(setting.label) for setting in SETTINGS]
+    command.add_argument("--settings", nargs="+", choices=names, default=names, metavar="SETTING", help=f"of {names}")
     command.add_argument("--files", type=Path, nargs="+", help="LongBench or RULER JSONL files, instead of --tasks")
     command.add_argument("--longbench-prompt", default=DEFAULT_LONGBENCH_PROMPT, help="template of LongBench files")
     command.add_argument("--base-url", help="ask this running server instead of starting any")
@@ -59,7 +61,8 @@ def _servers(options: argparse.Namespace) -> None:
     plan, files = _plan(options), Files.open(options.results, options.work)
     exact = _is_bundled(options.model_path)
     if options.base_url is None:
-        measure_servers(SETTINGS, plan, files, options.model_path, _server_arguments(options), exact)
+        settings = tuple(setting for setting in SETTINGS if str(setting.label) in options.settings)
+        measure_servers(settings, plan, files, options.model_path, _server_arguments(options), exact)
         return
     if options.bytes is None:
         raise SystemExit("--base-url needs --bytes: the bytes of K + V per token and KV head of that server")

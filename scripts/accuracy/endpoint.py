@@ -77,6 +77,10 @@ class Endpoint:
             self._model = _read(response)["data"][0]["id"]
         return self._model
 
+    def capacity(self) -> int:
+        """Tokens that the cache has room for (SGLang)."""
+        return _read(requests.get(f"{self.url}/server_info", timeout=TIMEOUT_S))["max_total_num_tokens"]
+
     def flush_cache(self) -> None:
         """Empty the radix tree (SGLang)."""
         requests.post(f"{self.url}/flush_cache", timeout=TIMEOUT_S).raise_for_status()

@@ -29,6 +29,7 @@ CONDITIONS = (OWN, SAME, OTHER, EVICTED)
 CONTRASTS = ((SAME, OWN), (OTHER, OWN), (OTHER, SAME), (EVICTED, OWN))
 # Of a prompt that nobody has asked: its system prompt may be cached.
 FEW_TOKENS = 64
+EVICTION_SEED = 40_000
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,24 @@ def ask_condition(
 
     endpoint.flush_cache()
     if condition == EVICTED:
-        _fill(endpoint, [prompt_ids(tokenizer, document.asked) for document in documents])
+        prompts = [prompt_ids(tokenizer, document.asked) for document in documents]
+        _fill(endpoint, prompts)
+        _fill(endpoint, _others(interview, sum(map(len, prompts)) // len(prompts)))
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         return list(pool.map(outcome, range(len(documents))))
 
 
 def _fill(endpoint: Endpoint, prompts: list[list[int]]) -> None:
-    """Ask about every document in turn: by the end the first ones are evicted."""
+    """Ask everything once, so that it is cached and what was there before is evicted if there is no room."""
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         list(pool.map(lambda prompt: endpoint.generate(prompt, max_new_tokens=1), prompts))
+
+
+def _others(interview: Interview, length: int) -> list[list[int]]:
+    """Prompts about other documents, as many as the cache has room for and some more."""
+    count = interview.endpoint.capacity() // length + CONCURRENT_REQUESTS
+    items = make_items("single_needle", EVICTION_SEED, count, length)
+    return [prompt_ids(interview.tokenizer, _as_first(item, 0)) for item in items]
 
 
 def _check(condition: str, cached: int, prompt: int) -> None:

@@ -35,12 +35,15 @@ class CachingEndpoint:
     """Remembers the last `capacity` prompts as a radix tree would; its reply is token 0 whatever is asked."""
 
     def __init__(self, capacity):
-        self.capacity = capacity
+        self.prompts_kept = capacity
         self.prompts = []
+
+    def capacity(self):
+        return self.prompts_kept * 310
 
     def generate(self, input_ids, *, max_new_tokens, top_logprobs=0, ignore_eos=True):
         cached = max((shared(input_ids[:-1], prompt) for prompt in self.prompts), default=0)
-        self.prompts = [*self.prompts, input_ids][-self.capacity :]
+        self.prompts = [*self.prompts, input_ids][-self.prompts_kept :]
         step = NextToken(np.arange(4, dtype=np.int32), np.log(np.full(4, 0.25, dtype=np.float32)))
         return Generated([0] * max_new_tokens, [step] * max_new_tokens, cached)
 
@@ -60,8 +63,7 @@ def documents():
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_each_condition_has_the_cache_it_is_about(tokenizer, documents, condition):
-    # Eviction needs a cache for fewer prompts than are asked, sharing one for those in flight.
-    endpoint = CachingEndpoint(capacity=1 if condition == EVICTED else 1000)
+    endpoint = CachingEndpoint(capacity=30)
     outcomes = ask_condition(Interview(endpoint, tokenizer, exact=True), documents, condition, "kv_list", {})
     assert [outcome.item for outcome in outcomes] == list(range(ITEMS))
 
@@ -70,13 +72,16 @@ def test_each_condition_has_the_cache_it_is_about(tokenizer, documents, conditio
     ("condition", "capacity"), [(SAME, 1), (OTHER, 1), (EVICTED, 1000)], ids=["same", "other", "evicted"]
 )
 def test_a_cache_in_another_state_is_noticed(tokenizer, documents, condition, capacity):
-    class Forgetful(CachingEndpoint):
+    class Faulty(CachingEndpoint):
         def generate(self, *args, **kwargs):
             if capacity == 1:
                 self.prompts = []
             return super().generate(*args, **kwargs)
 
-    interview = Interview(Forgetful(capacity), tokenizer, exact=True)
+        def capacity(self):
+            return 310
+
+    interview = Interview(Faulty(capacity), tokenizer, exact=True)
     with pytest.raises(ConditionNotMet, match=f"{condition}: \\d+ of \\d+ prompt tokens came from the cache"):
         ask_condition(interview, documents, condition, "kv_list", {})
 
