@@ -72,7 +72,8 @@ class NextToken:
 
     @property
     def top(self) -> int:
-        return int(self.ids[self.logprobs.argmax()])
+        """The likeliest token; among equals, which bf16 logits often are, the lowest id, as argmax has it."""
+        return int(self.ids[self.logprobs == self.logprobs.max()].min())
 
 
 def kl_divergence(reference: NextToken, other: NextToken) -> float:

@@ -71,6 +71,10 @@ def test_kl_of_a_part_of_the_vocabulary_puts_the_rest_in_one_bucket():
     assert found < kl_divergence(next_token(p), next_token(q))
 
 
+def test_the_lowest_of_equally_likely_tokens_is_the_top():
+    assert next_token([0.2, 0.4, 0.4], ids=[1, 9, 5]).top == 5
+
+
 def test_words_are_compared_without_case_articles_and_punctuation():
     assert same_words("The Eiffel Tower.", "eiffel tower") and not same_words("Eiffel", "eiffel tower")
     assert token_f1("the tall eiffel tower", "Eiffel Tower") == pytest.approx(0.8)
