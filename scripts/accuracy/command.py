@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from accuracy.endpoint import Endpoint
 from accuracy.jsonl import DEFAULT_LONGBENCH_PROMPT
 from accuracy.outcomes import Label
 from accuracy.server_campaign import Files, Plan, measure, measure_servers
@@ -66,8 +67,6 @@ def _servers(options: argparse.Namespace) -> None:
         return
     if options.bytes is None:
         raise SystemExit("--base-url needs --bytes: the bytes of K + V per token and KV head of that server")
-    from accuracy.endpoint import Endpoint
-
     label = Label(options.label, options.key_ratio, options.restore_bits, options.values)
     endpoint = Endpoint(options.base_url)
     measure(Setting(label), endpoint, options.bytes, plan, files, options.model_path, exact)

@@ -106,7 +106,20 @@ class Tables:
             lines.sort(key=lambda line: line[0] != "dense")
             header = [f"{length:,} tokens", "bytes", *present, "all questions"]
             blocks.append(markdown(header, lines))
-        return "\n\n".join(blocks)
+        return "\n\n".join([*blocks, self._server_all_lengths(tasks)])
+
+    def _server_all_lengths(self, tasks: Sequence[str]) -> str:
+        """Settings that were measured wherever dense was, over everything."""
+        cells = {label: [row for row in self._server() if label_of(row) == label and row.task in tasks]
+                 for label in dict.fromkeys(map(label_of, self._server()))}  # fmt: skip
+        everywhere = {(row.task, row.length) for row in cells.get(DENSE, [])}
+        lines = []
+        for label, rows in cells.items():
+            if rows and {(row.task, row.length) for row in rows} == everywhere:
+                found = self._summary(label, rows)
+                right = with_difference(found.exact_match, found.difference, label)
+                lines.append([str(label), f"{found.size:.0f}", str(found.n), right, small(found.kl.mean)])
+        return markdown(["all lengths", "bytes", "n", "exact match", "KL"], lines)
 
     def _server(self) -> list[Row]:
         return [row for row in self.rows if row.source == "server"]
