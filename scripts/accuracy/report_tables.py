@@ -199,7 +199,8 @@ class Tables:
         return self._simulated(lambda label: label in VARIANT_BASES or is_variant(label), to_default=True)
 
     def _simulated(self, wanted: Callable[[Label], bool], *, to_default: bool = False) -> str:
-        rows = [row for row in self.rows if row.source == "simulation" and wanted(label_of(row))]
+        known = set(self.tasks("simulation"))
+        rows = [row for row in self.rows if row.source == "simulation" and row.task in known and wanted(label_of(row))]
         labels = set(map(label_of, rows))
         # Pooled over what every one of them was asked.
         shared = [
