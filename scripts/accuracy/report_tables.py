@@ -236,7 +236,7 @@ class Tables:
         sizes = {str(label_of(row)): row.bytes_per_token_head for row in self.rows if row.source == "simulation"}
         pairs: dict[tuple[str, str], dict[str, list[Comparison]]] = {}
         for row in self.comparisons:
-            if row.against.startswith(RIVAL) and not is_variant(label_of(row)):
+            if row.against.startswith(RIVAL) and row.task not in OTHER_TASKS and not is_variant(label_of(row)):
                 metrics = pairs.setdefault((str(label_of(row)), row.against.removeprefix(RIVAL)), {})
                 metrics.setdefault(row.metric, []).append(row)
         lines = []
