@@ -69,6 +69,8 @@ class LocalServer:
         Environment variables besides this process's own.
     launcher
         The command that starts it: `LAUNCH_SERVER` or `SGLANG_SERVE`.
+    start_timeout
+        Seconds after which a server that is not ready has failed.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class LocalServer:
         model: Path | str = RECALL_MODEL,
         env: dict[str, str] | None = None,
         launcher: tuple[str, ...] = LAUNCH_SERVER,
+        start_timeout: float = START_TIMEOUT_S,
     ):
+        self.start_timeout = start_timeout
         self.arguments = arguments
         self.launcher = launcher
         self.model = str(model)
@@ -108,7 +112,7 @@ class LocalServer:
         os.unlink(self._log.name)
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerFailed(f"the server exited with status {self._process.returncode}:\n{self.log()[-6000:]}")
@@ -116,7 +120,7 @@ class LocalServer:
             if "The server is fired up and ready to roll!" in self.log():
                 return
             time.sleep(0.25)
-        raise ServerFailed(f"the server did not answer within {START_TIMEOUT_S:.0f} s:\n{self.log()[-6000:]}")
+        raise ServerFailed(f"the server did not answer within {self.start_timeout:.0f} s:\n{self.log()[-6000:]}")
 
     def stop(self) -> None:
         """End the server and every process it started."""
