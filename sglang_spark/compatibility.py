@@ -225,7 +225,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "--enable-hierarchical-cache",
         _switched_on("enable_hierarchical_cache"),
-        "HiCache copies between device and pinned host memory, and there is no accelerator",
+        "HiCache keeps rows in pinned host memory, which takes an accelerator; with one it has not been verified yet",
         _LEAVE_OUT,
     ),
     Refusal(
