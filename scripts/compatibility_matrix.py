@@ -98,7 +98,7 @@ FEATURES: dict[str, dict[str, Cell]] = {
         "`--disable-overlap-schedule`": Works(SCALE + "test_without_the_radix_cache"),
         "aborts and disconnects": Works(LOSSLESS),
         "no row changes between its write and its reads": Works(
-            "tests/server/test_canary.py::test_a_changed_row_stops_the_server"
+            "tests/server/test_canary_server.py::test_a_changed_row_stops_the_server"
         ),
         "`--tp-size` 2": Works(SCALE + "test_tensor_parallel"),
         "`--dp-size` 2": Works(SCALE + "test_data_parallel_by_sglang_serve"),
