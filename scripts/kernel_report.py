@@ -29,7 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from spark_kernels import Int4ValueFormat, KeyFormat, ValueFormat
-from spark_kernels.gpu import decode, queries, restore, write
+from spark_kernels.gpu import decode, dense, plan, queries, restore, write
+from spark_kernels.gpu.merge import _merge_splits
 from spark_kernels.gpu.scores import RowLayout
 from spark_kernels.gpu.values import Int4Layout
 
@@ -38,6 +39,7 @@ INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9
 # Warp-instructions a clock that one SM of these GPUs can be expected to issue, of 4.
 IPC = 2.5
 NUM_KV_HEADS = 8
+PLANNED_REQUESTS = 64
 KEY_RATIO = 0.8
 # Bytes a clock per SM: memory bandwidth / SMs / boost clock of A100 80 GB SXM, H100 SXM and B200.
 BANDWIDTH = {80: 2.04e12 / 108 / 1.41e9, 90: 3.35e12 / 132 / 1.755e9, 100: 8.0e12 / 148 / 1.965e9}
@@ -101,7 +103,12 @@ VARIANTS = (
     Variant("write", value_dtype="int4"),
     Variant("restore_keys"),
     Variant("prepare_queries"),
+    Variant("merge_splits", restore_bits=None),
+    Variant("plan_splits", restore_bits=None),
+    Variant("dense", restore_bits=None),
 )
+# Kernels counted by their loop over tokens; the others are counted whole.
+LOOPS = ("decode", "dense")
 
 
 def measure(variant: Variant, arch: int) -> Cost:
@@ -119,10 +126,14 @@ def measure(variant: Variant, arch: int) -> Cost:
         file.flush()
         usage = re.search(r"REG:(\d+) STACK:(\d+)", cuobjdump("-res-usage", file.name))
         code = cuobjdump("-sass", file.name)
-    count = _loop_instructions(code) if variant.kernel == "decode" else len(INSTRUCTION.findall(code))
+    count = _loop_instructions(code) if variant.kernel in LOOPS else len(INSTRUCTION.findall(code))
     size = key_format.row_bytes
-    if variant.kernel in ("decode", "write"):
+    if variant.kernel in ("decode", "dense", "write"):
         size += value_format.row_bytes
+    elif variant.kernel == "merge_splits":
+        size = 4 * (variant.head_dim + 1)
+    elif variant.kernel == "plan_splits":
+        size = 0
     elif variant.kernel == "prepare_queries":
         size = 8 * constants["TABLE_WORDS"] * constants["PACKS"]
     return Cost(
@@ -173,6 +184,19 @@ def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueForma
             "BLOCK_TOKENS": restore.BLOCK_TOKENS,
         }
         return restore._restore_keys, {"rows_ptr": "*u8", "out_ptr": "*bf16"}, constants, 4, restore.BLOCK_TOKENS, False
+    if variant.kernel == "merge_splits":
+        constants = {"NUM_QO_HEADS": NUM_KV_HEADS * variant.group, "V_HEAD_DIM": variant.head_dim}
+        return _merge_splits, {}, constants, 2, 1, True
+    if variant.kernel == "plan_splits":
+        constants = {"SHORTEST_SPLIT": plan._SHORTEST_SPLIT, "SPLIT_STEP": plan._SPLIT_STEP}
+        constants |= {"BATCH_BLOCK": PLANNED_REQUESTS, "SPLIT_BLOCK": plan._SPLITS_PER_PROGRAM}
+        types = dict.fromkeys(("split_request_ptr", "split_start_ptr", "split_stop_ptr"), "*i32")
+        return plan._plan_splits, types, constants, 4, 1, True
+    if variant.kernel == "dense":
+        block_m, block_n, num_warps = dense._BLOCKS[variant.head_dim]
+        constants = heads | {"GROUP": variant.group, "HEAD_DIM": variant.head_dim, "V_HEAD_DIM": variant.head_dim}
+        constants |= {"CAUSAL": True, "HAS_SOFT_CAP": False, "BATCH_BLOCK": 1, "BLOCK_M": block_m, "BLOCK_N": block_n}
+        return dense._ragged_attention, {"out_ptr": "*bf16"}, constants, num_warps, block_n, True
     packs = queries.num_packs(variant.group)
     constants = heads | {"GROUP": variant.group, "PACKS": packs, "HEAD_DIM": variant.head_dim}
     constants["TABLE_WORDS"] = 5 * variant.head_dim
@@ -186,7 +210,10 @@ TYPES = {
     **dict.fromkeys(("split_request_ptr", "split_start_ptr", "split_stop_ptr"), "*i32"),
     **dict.fromkeys(("out_ptr", "lse_ptr", "scales_ptr", "norms_ptr"), "*fp32"),
     **dict.fromkeys(("score_scale", "soft_cap", "v_scale"), "fp32"),
+    **dict.fromkeys(("split_out_ptr", "split_lse_ptr"), "*fp32"),
+    **dict.fromkeys(("request_splits_ptr", "kv_indptr_ptr", "qo_indptr_ptr"), "*i32"),
     "tables_ptr": "*i64",
+    "out_scale": "fp32",
 }
 
 
@@ -198,7 +225,11 @@ def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warp
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": fusion}
+    options = {
+        "num_warps": num_warps,
+        "num_stages": 2 if kernel is dense._ragged_attention else 1,
+        "enable_fp_fusion": fusion,
+    }
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
