@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     heads = Heads(args.num_qo_heads, args.num_kv_heads, args.head_dim)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     try:
         if args.check_only:
             check(args, heads, console)

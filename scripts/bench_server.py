@@ -202,7 +202,7 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory() as folder:
         model = args.model_path or str(RECALL_MODEL)
         if args.model_path is None and args.device == "cuda":

@@ -3,8 +3,9 @@
 
 Each kernel is compiled by Triton for the GPUs asked for and disassembled by the tools in Triton's wheel. For decode
 attention, warp-instructions per (token, KV head) are ``instructions of the loop over tokens * warps / tokens per
-iteration``; other kernels are counted whole per program, each loop once, and prepare_queries is per (request, KV
-head). These are static counts, not times: cache misses, conflicts and waiting are not in them.
+iteration``, and so for dense attention of a chunk, per block of queries. Other kernels are counted whole per program,
+each loop once: prepare_queries is per (request, KV head), merge_splits per (request, query head), its bytes per split,
+and plan_splits per 8 splits. These are static counts, not times: cache misses, conflicts and waiting are not in them.
 
 The bound is what follows for a token of a KV head on one SM: it cannot take fewer clocks than its bytes need at the
 GPU's memory bandwidth, nor than its instructions need at IPC per clock.
@@ -43,6 +44,10 @@ PLANNED_REQUESTS = 64
 KEY_RATIO = 0.8
 # Bytes a clock per SM: memory bandwidth / SMs / boost clock of A100 80 GB SXM, H100 SXM and B200.
 BANDWIDTH = {80: 2.04e12 / 108 / 1.41e9, 90: 3.35e12 / 132 / 1.755e9, 100: 8.0e12 / 148 / 1.965e9}
+# The same of dense bfloat16 products: 312, 989 and 2,250 TFLOP/s.
+FLOPS_PER_CLOCK = {80: 312e12 / 108 / 1.41e9, 90: 989e12 / 132 / 1.755e9, 100: 2250e12 / 148 / 1.965e9}
+# Weights of a layer of Llama-3.1-8B: projections of queries, keys and values, and outputs, and the MLP.
+LLAMA_LAYER_WEIGHTS = 4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336
 GPU_NAMES = {80: "A100", 90: "H100", 100: "B200"}
 # In these tables uint8 values are float8 read as bits.
 TRITON_TYPES = {"bfloat16": "*bf16", "float8": "*fp8e4nv", "float8 as bits": "*u8", "int4": "*i16"}
@@ -79,6 +84,15 @@ class Cost:
     def clocks(self) -> tuple[float, float]:
         """Least clocks of one SM per (token, KV head): for the bytes, for the instructions."""
         return self.bytes_per_token_head / BANDWIDTH[self.arch], self.warp_instr_per_token_head / IPC
+
+
+def prefill_share(write: Cost, chunk: int = 8192) -> float:
+    """Clocks that the write kernel's instructions take, of those that a chunk's products do at the GPU's peak.
+
+    Of one layer of Llama-3.1-8B: its matrix products, and causal attention of the chunk to itself (32 query heads).
+    """
+    flops = 2 * LLAMA_LAYER_WEIGHTS + 4 * 32 * write.head_dim * (chunk + 1) / 2
+    return NUM_KV_HEADS * write.clocks[1] / (flops / FLOPS_PER_CLOCK[write.arch])
 
 
 VARIANTS = (
@@ -281,6 +295,10 @@ def main() -> None:
             console.log(f"compiling {variant} for sm_{arch}")
             costs.append(measure(variant, arch))
     console.print(_table(costs))
+    for cost in costs:
+        if cost.kernel == "write":
+            share = f"{prefill_share(cost):.1%} of a chunk's products"
+            console.print(f"write, {cost.restore_bits} bits, {cost.value_dtype}, {GPU_NAMES[cost.arch]}: {share}")
     if arguments.json:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         arguments.json.write_text(json.dumps({"versions": versions, "rows": [asdict(c) for c in costs]}, indent=1))
