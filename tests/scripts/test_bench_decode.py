@@ -230,3 +230,14 @@ def test_the_checks_run_the_triton_kernels_under_the_interpreter():
     assert result.returncode == 0, result.stdout + result.stderr
     assert "float16 values: write, decode and extend equal the reference" in result.stdout
     assert "triton: decode equals the reference" in result.stdout
+
+
+def test_the_gpus_drivers_under_the_interpreter():
+    drivers = Path(__file__).parent / "interpreted" / "bench_drivers.py"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(drivers)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
