@@ -21,7 +21,7 @@ lint: env  ## Run the linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-bench: env  ## Time decode attention on this CPU against SGLang's dense path
+bench: env  ## Time decode attention against dense attention, on the GPU if there is one
 	@$(BIN)/python scripts/bench_decode.py
 
 clean:  ## Remove .venv

@@ -13,15 +13,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-import sglang as sgl
 from rich.console import Console
 from rich.table import Table
 
+from frontend_fork_join import ask_in_forks
 from local_server import RECALL_MODEL, LocalServer, Reply, ServerFailed
-from recall_tasks import RecallItem, Turn, make_items
+from multi_turn_chat import chat
+from recall_tasks import Turn, make_items
 
 FLAGS = ("--max-total-tokens", "16384", "--enable-cache-report", "--random-seed", "0")
-MAX_ANSWER_TOKENS = 32
 
 
 def main() -> int:
@@ -52,11 +52,11 @@ def show(console: Console, dense: LocalServer, spark: LocalServer, tokens: int, 
     program_item = make_items("multi_needle", seed, 1, tokens, questions=4)[0]
     lost = 0
     with console.status("chatting over a long document"):
-        answers = [chat(server, chat_item) for server in (dense, spark)]
+        answers = [chat(server.url, chat_item) for server in (dense, spark)]
     title = "Multi-turn chat through the OpenAI client: a document and the first question, then four more questions"
     lost += print_answers(console, title, chat_item.turns, *answers)
     with console.status("running a frontend program"):
-        answers = [ask_in_forks(server, program_item) for server in (dense, spark)]
+        answers = [ask_in_forks(server.url, program_item) for server in (dense, spark)]
     title = "SGLang frontend program: four questions forked from one document"
     lost += print_answers(console, title, program_item.turns, *answers)
     print_capacity(console, spark)
@@ -65,38 +65,6 @@ def show(console: Console, dense: LocalServer, spark: LocalServer, tokens: int, 
         return 1
     console.print("[bold green]No answer that the dense cache gets right was lost[/]")
     return 0
-
-
-def chat(server: LocalServer, item: RecallItem) -> list[Reply]:
-    """A conversation over the OpenAI endpoint that goes on from the server's own answers."""
-    messages: list[dict[str, str]] = item.messages(0)[:-1]
-    replies = []
-    for turn in range(len(item.turns)):
-        messages.append(item.messages(turn)[-1])
-        replies.append(server.chat(messages, max_tokens=MAX_ANSWER_TOKENS))
-        messages.append({"role": "assistant", "content": replies[-1].text})
-    return replies
-
-
-@sgl.function
-def forked_questions(s, item: RecallItem):
-    """One branch per question; the branches share the document's slots through the radix tree."""
-    s += item.document
-    s += "\n"
-    # fork() prefills the common text once for all branches, but only what has been rendered by then.
-    s.sync()
-    branches = s.fork(len(item.turns))
-    for branch, turn in zip(branches, item.turns, strict=True):
-        branch += f"Question: {turn.question}\nAnswer:"
-        branch += sgl.gen("answer", max_tokens=MAX_ANSWER_TOKENS, temperature=0, stop="\n")
-    s["answers"] = [(branch["answer"], branch.get_meta_info("answer")) for branch in branches]
-    branches.join()
-
-
-def ask_in_forks(server: LocalServer, item: RecallItem) -> list[Reply]:
-    """Run `forked_questions` on a server."""
-    state = forked_questions.run(item=item, backend=sgl.RuntimeEndpoint(server.url))
-    return [Reply(text, meta["cached_tokens"], meta["prompt_tokens"]) for text, meta in state["answers"]]
 
 
 def print_answers(console: Console, title: str, turns: tuple[Turn, ...], dense: list[Reply], spark: list[Reply]) -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,13 @@ import openai
 import requests
 
 RECALL_MODEL = Path(__file__).resolve().parent / "recall-model"
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 30.0
 
+
+LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
+# The command that installing SGLang puts beside the interpreter.
+SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 
 CAPACITY_LINE = (
     r"SparK KV cache: (\d+) bytes per token against (\d+) dense \([\d.]+\), (.*), (\S+) values, "
@@ -52,7 +57,7 @@ class ServerFailed(RuntimeError):
 
 
 class LocalServer:
-    """``python -m sglang.launch_server`` as a context manager.
+    """An SGLang server as a context manager.
 
     Parameters
     ----------
@@ -62,10 +67,23 @@ class LocalServer:
         Folder of the model.
     env
         Environment variables besides this process's own.
+    launcher
+        The command that starts it: `LAUNCH_SERVER` or `SGLANG_SERVE`.
+    start_timeout
+        Seconds after which a server that is not ready has failed.
     """
 
-    def __init__(self, *arguments: str, model: Path | str = RECALL_MODEL, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        *arguments: str,
+        model: Path | str = RECALL_MODEL,
+        env: dict[str, str] | None = None,
+        launcher: tuple[str, ...] = LAUNCH_SERVER,
+        start_timeout: float = START_TIMEOUT_S,
+    ):
+        self.start_timeout = start_timeout
         self.arguments = arguments
+        self.launcher = launcher
         self.model = str(model)
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -75,8 +93,7 @@ class LocalServer:
 
     @property
     def command(self) -> list[str]:
-        launch = [sys.executable, "-m", "sglang.launch_server", "--model-path", self.model]
-        return [*launch, "--port", str(self.port), *self.arguments]
+        return [*self.launcher, "--model-path", self.model, "--port", str(self.port), *self.arguments]
 
     def __enter__(self) -> LocalServer:
         # A session of its own, so that stopping the server stops its scheduler and detokenizer too.
@@ -95,7 +112,7 @@ class LocalServer:
         os.unlink(self._log.name)
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerFailed(f"the server exited with status {self._process.returncode}:\n{self.log()[-6000:]}")
@@ -103,7 +120,7 @@ class LocalServer:
             if "The server is fired up and ready to roll!" in self.log():
                 return
             time.sleep(0.25)
-        raise ServerFailed(f"the server did not answer within {START_TIMEOUT_S:.0f} s:\n{self.log()[-6000:]}")
+        raise ServerFailed(f"the server did not answer within {self.start_timeout:.0f} s:\n{self.log()[-6000:]}")
 
     def stop(self) -> None:
         """End the server and every process it started."""
@@ -120,6 +137,10 @@ class LocalServer:
         self._process.wait()
         self._process = None
 
+    def is_running(self) -> bool:
+        """Whether the server's main process is alive."""
+        return self._process is not None and self._process.poll() is None
+
     def log(self) -> str:
         """Everything the server has printed so far."""
         return Path(self._log.name).read_text(errors="replace")
@@ -134,6 +155,15 @@ class LocalServer:
     def info(self) -> dict[str, Any]:
         """``/server_info``: resolved arguments and sizes."""
         return self._json(requests.get(f"{self.url}/server_info", timeout=30))
+
+    def metrics(self) -> dict[str, float]:
+        """``/metrics`` of a server with ``--enable-metrics``; series of one name are added up."""
+        response = requests.get(f"{self.url}/metrics", timeout=30)
+        response.raise_for_status()
+        values: dict[str, float] = {}
+        for name, value in re.findall(r"^([\w:]+)(?:\{.*\})? (\S+)$", response.text, re.MULTILINE):
+            values[name] = values.get(name, 0.0) + float(value)
+        return values
 
     def generate(self, text: str | list[str] | None = None, *, max_new_tokens: int = 16, **request: Any) -> Any:
         """One greedy ``/generate`` call; ``request`` adds or replaces fields of its body.
@@ -173,6 +203,16 @@ class LocalServer:
         if not response.ok:
             raise RuntimeError(f"{response.url} answered {response.status_code}: {response.text[:1000]}")
         return response.json()
+
+
+@contextlib.contextmanager
+def serving(url: str | None, *arguments: str) -> Iterator[str]:
+    """The URL of a server: ``url``, or that of a `LocalServer` with ``arguments`` where it is None."""
+    if url is not None:
+        yield url.rstrip("/")
+        return
+    with LocalServer("--max-total-tokens", "16384", "--enable-cache-report", *arguments) as server:
+        yield server.url
 
 
 def _free_port() -> int:

@@ -226,7 +226,7 @@ def make_item(
     """
     bound = _draw_facts(kind, rng, facts or _draw_fact_count(kind, rng, target_tokens), unfamiliar)
     statements = [fact.statement for fact in bound]
-    make_document = _list_document if kind == "kv_list" else _filler_document
+    make_document = _list_document if kind == "kv_list" else filler_document
     return RecallItem(
         kind=kind,
         document=make_document(statements, rng, target_tokens),
@@ -346,7 +346,7 @@ def _filler_sentences(rng: random.Random, target_tokens: int) -> list[str]:
         sentences.append(sentence)
 
 
-def _filler_document(statements: list[str], rng: random.Random, target_tokens: int) -> str:
+def filler_document(statements: list[str], rng: random.Random, target_tokens: int) -> str:
     """Filler with the statements at random places, as one paragraph."""
     sentences = _filler_sentences(rng, target_tokens - sum(map(count_tokens, statements)))
     for statement in statements:

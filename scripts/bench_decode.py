@@ -1,181 +1,204 @@
-"""Time decode attention over compressed rows against SGLang's dense torch_native path, on this CPU.
+"""Time decode attention over compressed rows against dense attention on the same tokens.
 
-Both read the same tokens at the same shuffled slots: one layer, a dense bfloat16 pool on SGLang's side, rows on ours.
-For each shape the two alternate, and medians are reported.
+On a CPU: against SGLang's torch_native path, one layer, in turn, medians.
 
-    python scripts/bench_decode.py
-    python scripts/bench_decode.py --key-ratio 0.83 --restore-bits 1 --value-dtype float8_e4m3fn --json decode.json
+    python scripts/bench_decode.py --device cpu
+    python scripts/bench_decode.py --device cpu --key-ratio 0.83 --restore-bits 1 --value-dtype float8_e4m3fn
+
+On a GPU: first every kernel's result against the reference, where a wrong one ends the run. Then, for the three
+standard settings, decode against FlashInfer's paged decode (bfloat16, float8), SGLang's Triton kernel and a device
+copy, in CUDA graphs, and what rows cost a prefill.
+
+    python scripts/bench_decode.py --device cuda --json decode.json --plot decode.png
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
-import json
-import platform
-import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-import spark_kernels as sk
+from decode_bench import checks, cpu, cuda, prefill, report
+from decode_bench.settings import STANDARD_SETTINGS, VALUE_DTYPES, Heads, Setting, Shape
 
-# Of dense copies of layers that one shape may take.
-MOST_BYTES = 2 << 30
+# By device: tokens per request, batches, query heads, KV heads (the GPU's are Llama-3.1-8B's), seconds per timing.
+DEFAULTS = {
+    "cpu": {
+        "seq_lens": [512, 1024, 2048, 4096, 8192, 16384],
+        "batches": [1, 4],
+        "num_qo_heads": 8,
+        "num_kv_heads": 2,
+        "seconds": 2.0,
+    },
+    "cuda": {
+        "seq_lens": [1024, 8192, 32768, 131072],
+        "batches": [1, 4, 16, 64],
+        "num_qo_heads": 32,
+        "num_kv_heads": 8,
+        "seconds": 0.1,
+    },
+}
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--key-ratio", type=float, default=0.8, help="share of key channels dropped, 0: raw keys")
-    parser.add_argument("--restore-bits", type=int, default=2, choices=(0, 1, 2))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+    parser.add_argument("--key-ratio", type=float, help="share of key channels dropped, 0: raw keys; default: 0.8")
+    parser.add_argument("--restore-bits", type=int, choices=(0, 1, 2), help="default: 2")
     parser.add_argument(
-        "--value-dtype", default="bfloat16", choices=("bfloat16", "float16", "float32", "float8_e4m3fn", "int4")
+        "--value-dtype",
+        choices=VALUE_DTYPES,
+        help="default: bfloat16; on a GPU, if none of these three is given, bfloat16, float8_e4m3fn and int4 in turn",
     )
-    parser.add_argument("--seq-lens", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--num-qo-heads", type=int, default=8)
-    parser.add_argument("--num-kv-heads", type=int, default=2)
+    parser.add_argument("--seq-lens", type=int, nargs="+", metavar="TOKENS")
+    parser.add_argument("--batches", type=int, nargs="+", metavar="REQUESTS")
+    parser.add_argument("--num-qo-heads", type=int)
+    parser.add_argument("--num-kv-heads", type=int)
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=32, help="layers that a step goes through")
-    parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time to spend on each shape")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows of the table as JSON")
-    return parser.parse_args()
-
-
-def value_format(args: argparse.Namespace) -> sk.ValueFormat | sk.Int4ValueFormat:
-    if args.value_dtype == "int4":
-        return sk.Int4ValueFormat(args.head_dim)
-    return sk.ValueFormat(args.head_dim, getattr(torch, args.value_dtype))
-
-
-class Shape:
-    """One decode step over ``batch`` requests of ``seq_len`` tokens in every layer, ready to run both ways.
-
-    Each call takes the next layer, as a step does, so a layer's cache has left the CPU's near caches when its turn
-    comes again. Random content serves all layers: the copies differ in where they are.
-    """
-
-    def __init__(self, args: argparse.Namespace, batch: int, seq_len: int) -> None:
-        tokens = batch * seq_len
-        self.sm_scale = args.head_dim**-0.5
-        self.q = torch.randn(batch, args.num_qo_heads, args.head_dim, dtype=torch.bfloat16)
-        self.slots = torch.randperm(tokens + 1)[:tokens]
-        k_cache, v_cache = torch.randn(2, tokens + 1, args.num_kv_heads, args.head_dim, dtype=torch.bfloat16)
-        rows = sk.LayerRows.allocate(
-            tokens + 1,
-            args.num_kv_heads,
-            sk.KeyFormat.from_ratio(args.head_dim, args.key_ratio, args.restore_bits),
-            value_format(args),
+    parser.add_argument("--layers", type=int, default=32, help="CPU: layers that a step goes through")
+    parser.add_argument("--threads", type=int, help="CPU: default is PyTorch's own choice")
+    parser.add_argument("--seconds", type=float, help="to spend on each shape (CPU) or timing (GPU)")
+    parser.add_argument("--time-limit", type=float, default=420.0, help="GPU: seconds after which shapes are left out")
+    parser.add_argument(
+        "--check-only", action="store_true", help="check results and stop; with TRITON_INTERPRET=1 without a GPU too"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows of the tables as JSON")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="GPU: draw decode times, to .png, .svg or .pdf")
+    args = parser.parse_args(argv)
+    has_gpu = torch.cuda.is_available()
+    args.device = args.device or ("cuda" if has_gpu else "cpu")
+    if args.device == "cuda" and not has_gpu:
+        parser.error("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    for name, value in DEFAULTS[args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("seq_lens", "batches"):
+        if min(getattr(args, name)) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be positive, got {min(getattr(args, name))}")
+    if args.num_kv_heads < 1 or args.num_qo_heads < 1 or args.num_qo_heads % args.num_kv_heads:
+        parser.error(
+            f"--num-qo-heads {args.num_qo_heads} must be a positive multiple of --num-kv-heads {args.num_kv_heads}"
         )
-        queries = torch.randn(tokens, args.num_qo_heads, args.head_dim, dtype=torch.bfloat16)
-        sk.write_rows(queries, k_cache[self.slots], v_cache[self.slots], self.slots, rows)
-        layers = min(args.layers, max(1, MOST_BYTES // (k_cache.nbytes + v_cache.nbytes)))
-        self.dense_layers = itertools.cycle([(k_cache.clone(), v_cache.clone()) for _ in range(layers)])
-        self.spark_layers = itertools.cycle(
-            [dataclasses.replace(rows, keys=rows.keys.clone(), values=rows.values.clone()) for _ in range(layers)]
-        )
-        self.layers = layers
-        self.wrapper = sk.SparkBatchDecodeWrapper("cpu")
-        kv_indptr = torch.arange(0, tokens + 1, seq_len, dtype=torch.int32)
-        self.wrapper.plan(kv_indptr, self.slots, args.num_qo_heads, args.num_kv_heads, args.head_dim)
-        self.req_to_token = self.slots.view(batch, seq_len).to(torch.int32)
-        self.seq_lens = torch.full((batch,), seq_len)
-        self.enable_gqa = args.num_kv_heads != args.num_qo_heads
-        self.dense_forward = _sglang_forward()
-
-    def spark(self) -> torch.Tensor:
-        return self.wrapper.run(self.q, next(self.spark_layers), sm_scale=self.sm_scale)
-
-    def dense(self) -> torch.Tensor:
-        return self.dense_forward(
-            self.q,
-            torch.empty_like(self.q),
-            *next(self.dense_layers),
-            self.req_to_token,
-            torch.arange(self.q.shape[0]),
-            self.seq_lens,
-            scaling=self.sm_scale,
-            enable_gqa=self.enable_gqa,
-        )
+    if args.plot and args.device == "cpu":
+        parser.error("--plot draws the times of --device cuda only")
+    if args.plot and not report.can_plot():
+        parser.error("--plot needs matplotlib, which is not installed")
+    args.settings = settings(args)
+    try:
+        for setting in args.settings:
+            setting.key_format(args.head_dim), setting.value_format(args.head_dim)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
 
 
-def _sglang_forward() -> Callable[..., torch.Tensor]:
-    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-
-    # The method uses nothing of its instance except a static helper, so no model runner is needed.
-    return TorchNativeAttnBackend.__new__(TorchNativeAttnBackend)._run_sdpa_forward_decode
-
-
-def alternate(first: Callable[[], object], second: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """Median milliseconds of each, run in turn for ``seconds`` after a warm-up of both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(2):
-        first()
-        second()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for measured, function in zip(times, (first, second), strict=True):
-            start = time.perf_counter()
-            function()
-            measured.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[0]), statistics.median(times[1])
+def settings(args: argparse.Namespace) -> list[Setting]:
+    """The setting asked for, or on a GPU, if none is, the standard ones."""
+    names = ("key_ratio", "restore_bits", "value_dtype")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return list(STANDARD_SETTINGS) if args.device == "cuda" and not given else [Setting(**given)]
 
 
-def cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def packages(*names: str) -> str:
+    """Those that are installed, with their versions."""
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("sglang", "torch", "numba"))
-    settings = {
-        "cpu": cpu_model(),
+    heads = Heads(args.num_qo_heads, args.num_kv_heads, args.head_dim)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    try:
+        if args.check_only:
+            check(args, heads, console)
+        elif args.device == "cpu":
+            on_cpu(args, heads, console)
+        else:
+            on_cuda(args, heads, console)
+    except checks.WrongResult as error:
+        print(f"wrong result: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check(args: argparse.Namespace, heads: Heads, console: Console) -> dict[str, str]:
+    """Correctness; returns the dense kernels that are not there, and why."""
+    lengths = checks.GPU_LENGTHS if args.device == "cuda" else checks.INTERPRETED_LENGTHS
+    log = lambda line: console.print(line, highlight=False)  # noqa: E731
+    return checks.check_all(heads, args.settings, torch.device(args.device), lengths, log)
+
+
+def on_cpu(args: argparse.Namespace, heads: Heads, console: Console) -> None:
+    (setting,) = args.settings
+    about = {
+        "cpu": cpu.cpu_model(),
         "threads": torch.get_num_threads(),
-        "packages": packages,
-        "key_format": str(sk.KeyFormat.from_ratio(args.head_dim, args.key_ratio, args.restore_bits)),
-        "value_dtype": args.value_dtype,
-        "heads": f"{args.num_qo_heads} query, {args.num_kv_heads} KV, head_dim {args.head_dim}",
+        "packages": packages("sglang", "torch", "numba"),
+        "key_format": str(setting.key_format(heads.head_dim)),
+        "value_dtype": setting.value_dtype,
+        "heads": str(heads),
     }
-    console = Console()
-    for name, value in settings.items():
-        console.print(f"{name}: {value}", highlight=False)
-    table = Table("batch", "tokens", "spark ms", "dense ms", "ratio", title="Decode attention, one layer")
-    results = []
-    for batch in args.batches:
-        for seq_len in args.seq_lens:
-            shape = Shape(args, batch, seq_len)
-            spark_ms, dense_ms = alternate(shape.spark, shape.dense, args.seconds)
-            ratio = dense_ms / spark_ms
-            table.add_row(str(batch), str(seq_len), f"{spark_ms:.3f}", f"{dense_ms:.3f}", f"{ratio:.1f}")
-            results.append(
-                {
-                    "seq_len": seq_len,
-                    "batch": batch,
-                    "spark_ms": spark_ms,
-                    "dense_ms": dense_ms,
-                    "ratio": ratio,
-                    **settings,
-                }
-            )
-    console.print(table)
+    _print(console, about)
+    shapes = [Shape(batch, seq_len) for batch, seq_len in itertools.product(args.batches, args.seq_lens)]
+    rows = cpu.measure(shapes, heads, setting, args.layers, args.seconds)
+    console.print(report.cpu_table(rows))
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        report.write_json(args.json, rows, about)
+
+
+def on_cuda(args: argparse.Namespace, heads: Heads, console: Console) -> None:
+    deadline = time.monotonic() + args.time_limit
+    device = torch.device("cuda", torch.cuda.current_device())
+    about = {
+        "gpu": torch.cuda.get_device_name(device),
+        "driver": _driver(),
+        "packages": packages("sglang", "torch", "triton", "flashinfer-python", "sglang-kernel"),
+        "heads": str(heads),
+    }
+    _print(console, about)
+    missing = check(args, heads, console)
+    log = lambda line: console.log(line, highlight=False)  # noqa: E731
+    prefill_rows = prefill.measure(heads, args.settings, device, missing, args.seconds)
+    shapes = [Shape(batch, seq_len) for batch, seq_len in itertools.product(args.batches, args.seq_lens)]
+    rows = cuda.measure(shapes, heads, args.settings, device, missing, args.seconds, deadline, log)
+    console.print(report.decode_table(rows), report.prefill_table(prefill_rows))
+    if args.json:
+        kinds = [row | {"kind": "decode"} for row in rows] + [row | {"kind": "prefill"} for row in prefill_rows]
+        report.write_json(args.json, kinds, about)
+    if args.plot:
+        report.plot(args.plot, rows, about["gpu"])
+
+
+def _driver() -> str:
+    """Version of the GPU's driver, and of CUDA that PyTorch was built for."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        driver = "unknown"
+    return f"{driver}, CUDA {torch.version.cuda}"
+
+
+def _print(console: Console, about: dict[str, object]) -> None:
+    for name, value in about.items():
+        console.print(f"{name}: {value}", highlight=False)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,8 +3,9 @@
 
 Each kernel is compiled by Triton for the GPUs asked for and disassembled by the tools in Triton's wheel. For decode
 attention, warp-instructions per (token, KV head) are ``instructions of the loop over tokens * warps / tokens per
-iteration``; other kernels are counted whole per program, each loop once, and prepare_queries is per (request, KV
-head). These are static counts, not times: cache misses, conflicts and waiting are not in them.
+iteration``, and so for dense attention of a chunk, per block of queries. Other kernels are counted whole per program,
+each loop once: prepare_queries is per (request, KV head), merge_splits per (request, query head), its bytes per split,
+and plan_splits per 8 splits. These are static counts, not times: cache misses, conflicts and waiting are not in them.
 
 The bound is what follows for a token of a KV head on one SM: it cannot take fewer clocks than its bytes need at the
 GPU's memory bandwidth, nor than its instructions need at IPC per clock.
@@ -29,7 +30,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from spark_kernels import Int4ValueFormat, KeyFormat, ValueFormat
-from spark_kernels.gpu import decode, queries, restore, write
+from spark_kernels.gpu import decode, dense, plan, queries, restore, write
+from spark_kernels.gpu.merge import _merge_splits
 from spark_kernels.gpu.scores import RowLayout
 from spark_kernels.gpu.values import Int4Layout
 
@@ -38,9 +40,14 @@ INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9
 # Warp-instructions a clock that one SM of these GPUs can be expected to issue, of 4.
 IPC = 2.5
 NUM_KV_HEADS = 8
+PLANNED_REQUESTS = 64
 KEY_RATIO = 0.8
 # Bytes a clock per SM: memory bandwidth / SMs / boost clock of A100 80 GB SXM, H100 SXM and B200.
 BANDWIDTH = {80: 2.04e12 / 108 / 1.41e9, 90: 3.35e12 / 132 / 1.755e9, 100: 8.0e12 / 148 / 1.965e9}
+# The same of dense bfloat16 products: 312, 989 and 2,250 TFLOP/s.
+FLOPS_PER_CLOCK = {80: 312e12 / 108 / 1.41e9, 90: 989e12 / 132 / 1.755e9, 100: 2250e12 / 148 / 1.965e9}
+# Weights of a layer of Llama-3.1-8B: projections of queries, keys and values, and outputs, and the MLP.
+LLAMA_LAYER_WEIGHTS = 4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336
 GPU_NAMES = {80: "A100", 90: "H100", 100: "B200"}
 # In these tables uint8 values are float8 read as bits.
 TRITON_TYPES = {"bfloat16": "*bf16", "float8": "*fp8e4nv", "float8 as bits": "*u8", "int4": "*i16"}
@@ -79,6 +86,15 @@ class Cost:
         return self.bytes_per_token_head / BANDWIDTH[self.arch], self.warp_instr_per_token_head / IPC
 
 
+def prefill_share(write: Cost, chunk: int = 8192) -> float:
+    """Clocks that the write kernel's instructions take, of those that a chunk's products do at the GPU's peak.
+
+    Of one layer of Llama-3.1-8B: its matrix products, and causal attention of the chunk to itself (32 query heads).
+    """
+    flops = 2 * LLAMA_LAYER_WEIGHTS + 4 * 32 * write.head_dim * (chunk + 1) / 2
+    return NUM_KV_HEADS * write.clocks[1] / (flops / FLOPS_PER_CLOCK[write.arch])
+
+
 VARIANTS = (
     Variant("decode", restore_bits=None),
     Variant("decode"),
@@ -101,7 +117,12 @@ VARIANTS = (
     Variant("write", value_dtype="int4"),
     Variant("restore_keys"),
     Variant("prepare_queries"),
+    Variant("merge_splits", restore_bits=None),
+    Variant("plan_splits", restore_bits=None),
+    Variant("dense", restore_bits=None),
 )
+# Kernels counted by their loop over tokens; the others are counted whole.
+LOOPS = ("decode", "dense")
 
 
 def measure(variant: Variant, arch: int) -> Cost:
@@ -119,10 +140,14 @@ def measure(variant: Variant, arch: int) -> Cost:
         file.flush()
         usage = re.search(r"REG:(\d+) STACK:(\d+)", cuobjdump("-res-usage", file.name))
         code = cuobjdump("-sass", file.name)
-    count = _loop_instructions(code) if variant.kernel == "decode" else len(INSTRUCTION.findall(code))
+    count = _loop_instructions(code) if variant.kernel in LOOPS else len(INSTRUCTION.findall(code))
     size = key_format.row_bytes
-    if variant.kernel in ("decode", "write"):
+    if variant.kernel in ("decode", "dense", "write"):
         size += value_format.row_bytes
+    elif variant.kernel == "merge_splits":
+        size = 4 * (variant.head_dim + 1)
+    elif variant.kernel == "plan_splits":
+        size = 0
     elif variant.kernel == "prepare_queries":
         size = 8 * constants["TABLE_WORDS"] * constants["PACKS"]
     return Cost(
@@ -173,6 +198,19 @@ def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueForma
             "BLOCK_TOKENS": restore.BLOCK_TOKENS,
         }
         return restore._restore_keys, {"rows_ptr": "*u8", "out_ptr": "*bf16"}, constants, 4, restore.BLOCK_TOKENS, False
+    if variant.kernel == "merge_splits":
+        constants = {"NUM_QO_HEADS": NUM_KV_HEADS * variant.group, "V_HEAD_DIM": variant.head_dim}
+        return _merge_splits, {}, constants, 2, 1, True
+    if variant.kernel == "plan_splits":
+        constants = {"SHORTEST_SPLIT": plan._SHORTEST_SPLIT, "SPLIT_STEP": plan._SPLIT_STEP}
+        constants |= {"BATCH_BLOCK": PLANNED_REQUESTS, "SPLIT_BLOCK": plan._SPLITS_PER_PROGRAM}
+        types = dict.fromkeys(("split_request_ptr", "split_start_ptr", "split_stop_ptr"), "*i32")
+        return plan._plan_splits, types, constants, 4, 1, True
+    if variant.kernel == "dense":
+        block_m, block_n, num_warps = dense._BLOCKS[variant.head_dim]
+        constants = heads | {"GROUP": variant.group, "HEAD_DIM": variant.head_dim, "V_HEAD_DIM": variant.head_dim}
+        constants |= {"CAUSAL": True, "HAS_SOFT_CAP": False, "BATCH_BLOCK": 1, "BLOCK_M": block_m, "BLOCK_N": block_n}
+        return dense._ragged_attention, {"out_ptr": "*bf16"}, constants, num_warps, block_n, True
     packs = queries.num_packs(variant.group)
     constants = heads | {"GROUP": variant.group, "PACKS": packs, "HEAD_DIM": variant.head_dim}
     constants["TABLE_WORDS"] = 5 * variant.head_dim
@@ -186,7 +224,10 @@ TYPES = {
     **dict.fromkeys(("split_request_ptr", "split_start_ptr", "split_stop_ptr"), "*i32"),
     **dict.fromkeys(("out_ptr", "lse_ptr", "scales_ptr", "norms_ptr"), "*fp32"),
     **dict.fromkeys(("score_scale", "soft_cap", "v_scale"), "fp32"),
+    **dict.fromkeys(("split_out_ptr", "split_lse_ptr"), "*fp32"),
+    **dict.fromkeys(("request_splits_ptr", "kv_indptr_ptr", "qo_indptr_ptr"), "*i32"),
     "tables_ptr": "*i64",
+    "out_scale": "fp32",
 }
 
 
@@ -198,7 +239,11 @@ def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warp
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": fusion}
+    options = {
+        "num_warps": num_warps,
+        "num_stages": 2 if kernel is dense._ragged_attention else 1,
+        "enable_fp_fusion": fusion,
+    }
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -250,6 +295,10 @@ def main() -> None:
             console.log(f"compiling {variant} for sm_{arch}")
             costs.append(measure(variant, arch))
     console.print(_table(costs))
+    for cost in costs:
+        if cost.kernel == "write":
+            share = f"{prefill_share(cost):.1%} of a chunk's products"
+            console.print(f"write, {cost.restore_bits} bits, {cost.value_dtype}, {GPU_NAMES[cost.arch]}: {share}")
     if arguments.json:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         arguments.json.write_text(json.dumps({"versions": versions, "rows": [asdict(c) for c in costs]}, indent=1))

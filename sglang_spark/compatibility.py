@@ -117,6 +117,10 @@ def _whole_prefill_graphs(launch: Launch) -> Any:
     return "full" if config is not None and config.prefill.backend == "full" else None
 
 
+def _sglang_canary(launch: Launch) -> Any:
+    return launch.resolved.kv_canary if launch.resolved.kv_canary != "none" else None
+
+
 def _disaggregated(launch: Launch) -> Any:
     mode = launch.resolved.disaggregation_mode
     return mode if mode != "null" else None
@@ -222,7 +226,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "--enable-hierarchical-cache",
         _switched_on("enable_hierarchical_cache"),
-        "HiCache copies between device and pinned host memory, and there is no accelerator",
+        "HiCache keeps rows in pinned host memory, which takes an accelerator; with one it has not been verified yet",
         _LEAVE_OUT,
     ),
     Refusal(
@@ -266,6 +270,12 @@ REFUSALS: tuple[Refusal, ...] = (
         _switched_on("enable_two_batch_overlap"),
         "two half batches would share one SparK backend",
         _LEAVE_OUT,
+    ),
+    Refusal(
+        "--kv-canary",
+        _sglang_canary,
+        "SGLang's canary hashes dense keys, and of one layer only",
+        "Set SGLANG_SPARK_CANARY=1 in the environment, which hashes every row of every layer",
     ),
     Refusal(
         "--dllm-algorithm",

@@ -70,12 +70,23 @@ class PoolLayout:
         channels = self.key_formats[0].head_dim + self.value_format.head_dim
         return channels * self.model_dtype.itemsize * len(self.key_formats) * self.num_kv_heads
 
+    def sizes(self) -> dict[str, int]:
+        """What metrics and ``/server_info`` show; without a pruned layer all channels are kept."""
+        pruned = [key_format for key_format in self.key_formats if not key_format.is_raw]
+        return {
+            "bytes_per_token": self.bytes_per_token,
+            "dense_bytes_per_token": self.dense_bytes_per_token,
+            "kept_key_channels": (pruned or self.key_formats)[0].kept_channels,
+            "pruned_layers": len(pruned),
+        }
+
     def summary(self, num_tokens: int) -> str:
         """One line for the log: bytes per token, kept channels, dtype of values and capacity."""
         dense_tokens = num_tokens * self.bytes_per_token // self.dense_bytes_per_token
-        pruned = [key_format for key_format in self.key_formats if not key_format.is_raw]
-        if pruned:
-            kept = f"{pruned[0].kept_channels} of {pruned[0].head_dim} key channels kept in {len(pruned)}"
+        sizes = self.sizes()
+        if sizes["pruned_layers"]:
+            head_dim = self.key_formats[0].head_dim
+            kept = f"{sizes['kept_key_channels']} of {head_dim} key channels kept in {sizes['pruned_layers']}"
         else:
             kept = "all key channels kept in all"
         return (

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import pkgutil
 import sys
 from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_spark import adapters, resolution
+from sglang_spark import adapters, metrics, resolution, targets
 from sglang_spark.compatibility import BACKEND
 from sglang_spark.layout import PoolLayout
 from sglang_spark.server_args import SparkServerArgs
@@ -34,11 +33,11 @@ def configure_pool_of_bytes(original, configurator, *args, **kwargs):
     return original(configurator, *args, **kwargs)
 
 
-def size_by_rows(original, pool_configurator, configurator, num_layers):
-    """Bytes per token that capacity is computed from."""
-    if not spark_is_on(configurator):
-        return original(pool_configurator, configurator, num_layers)
-    return PoolLayout.of(configurator).bytes_per_token
+def size_by_rows(original, pool_configurator, kvc, num_layers):
+    """Bytes per token that capacity is computed from; ``kvc`` is SGLang's ``KVCacheConfigurator``."""
+    if not spark_is_on(kvc):
+        return original(pool_configurator, kvc, num_layers)
+    return PoolLayout.of(kvc).bytes_per_token
 
 
 def build_spark_pool(original, configurator, *, max_total_num_tokens, mha_pool_class, quant_method=None):
@@ -60,16 +59,18 @@ def build_spark_pool(original, configurator, *, max_total_num_tokens, mha_pool_c
         mha_pool_class=functools.partial(SparkTokenToKVPool, layout=layout),
         quant_method=None,
     )
+    metrics.watch(metrics.CacheUsage(layout))
     logger.info(layout.summary(max_total_num_tokens))
     return pool
 
 
 def build_spark_backend(model_runner):
     """Factory that SGLang calls for ``attention_backend="spark"``."""
+    from sglang_spark import canary
     from sglang_spark.attention.backend import SparkAttnBackend
 
     check_installed()
-    return SparkAttnBackend(model_runner)
+    return canary.CanaryBackend(model_runner) if canary.is_on() else SparkAttnBackend(model_runner)
 
 
 class Hook(NamedTuple):
@@ -105,6 +106,30 @@ HOOKS: tuple[Hook, ...] = (
         build_spark_pool,
         HookType.AROUND,
         "the pool itself",
+    ),
+    Hook(
+        "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.__init__",
+        metrics.add_metrics,
+        HookType.AFTER,
+        "metrics of the compressed cache",
+    ),
+    Hook(
+        "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats",
+        metrics.log_metrics,
+        HookType.AFTER,
+        "their values, whenever SGLang publishes its own",
+    ),
+    Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.forward",
+        metrics.count_batch,
+        HookType.AFTER,
+        "rows written and prefixes restored",
+    ),
+    Hook(
+        "sglang.srt.managers.scheduler.Scheduler.get_internal_state",
+        metrics.add_server_info,
+        HookType.AFTER,
+        "sizes and counts in /server_info",
     ),
 )
 
@@ -143,18 +168,10 @@ def check_installed() -> None:
         Names the targets. SGLang's registry logs a hook that it could not apply and continues, which would serve
         something other than what was asked for.
     """
-    missing = [hook.target for hook in HOOKS if not _is_applied(hook)]
+    missing = [hook.target for hook in HOOKS if not targets.is_applied(hook)]
     if missing:
         raise RuntimeError(
             "--kv-compress spark was asked for, but these SGLang functions are not hooked in this process: "
             + ", ".join(missing)
             + ". Is this SGLang version supported, and is SGLANG_PLUGINS unset or does it contain 'spark'?"
         )
-
-
-def _is_applied(hook: Hook) -> bool:
-    owner, attribute = hook.target.rsplit(".", 1)
-    current = getattr(pkgutil.resolve_name(owner), attribute)
-    if hook.type is HookType.REPLACE:
-        return current is hook.replacement
-    return hasattr(current, "__wrapped__")

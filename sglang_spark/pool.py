@@ -34,6 +34,8 @@ class SparkTokenToKVPool(MHATokenToKVPool):
 
     def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim, **kwargs):
         self.layout = layout
+        # By global layer id; made once, because attention asks for them in every layer of every step.
+        self._layer_rows: dict[int, LayerRows] = {}
         super().__init__(
             size,
             dtype=torch.uint8,
@@ -46,12 +48,12 @@ class SparkTokenToKVPool(MHATokenToKVPool):
 
     def layer_rows(self, layer_id: int) -> LayerRows:
         """The rows of a layer (global id), once any pending transfer of them has arrived."""
-        return LayerRows(
-            keys=self.get_key_buffer(layer_id),
-            values=self.get_value_buffer(layer_id),
-            key_format=self.layout.key_formats[layer_id - self.start_layer],
-            value_format=self.layout.value_format,
-        )
+        keys, values = self.get_key_buffer(layer_id), self.get_value_buffer(layer_id)
+        rows = self._layer_rows.get(layer_id)
+        if rows is None or rows.keys is not keys or rows.values is not values:
+            key_format = self.layout.key_formats[layer_id - self.start_layer]
+            rows = self._layer_rows[layer_id] = LayerRows(keys, values, key_format, self.layout.value_format)
+        return rows
 
     def set_kv_buffer(self, *args, **kwargs):
         """Dense keys cannot be stored without the queries that choose their channels."""

@@ -13,6 +13,7 @@ CUDA graphs                          off, unless asked for
 ``support_triton()``                 False: index bookkeeping uses SGLang's PyTorch fallbacks
 paged allocation kernels (Triton)    SGLang's ``alloc_extend_naive``
 rotary embedding                     SGLang's PyTorch implementation (it would import vLLM's kernel)
+pinned memory in LoRA                ordinary memory (``--lora-backend torch_native``; there is no device to copy to)
 ``OMP_WAIT_POLICY`` unset            becomes ``passive`` in the processes that SGLang starts
 ===================================  ==================================================================
 
@@ -136,12 +137,27 @@ def _no_cuda_graphs(server_args, previous) -> None:
     _arguments.decide(server_args, cuda_graph_config=config)
 
 
+class _TorchWithoutPinning:
+    """Stands where a module of SGLang holds ``torch``: tensors that should be pinned are ordinary ones."""
+
+    def __getattr__(self, name):
+        import torch
+
+        attribute = getattr(torch, name)
+        if name not in ("arange", "empty", "tensor", "zeros"):
+            return attribute
+        return lambda *args, pin_memory=False, **kwargs: attribute(*args, **kwargs)
+
+
 def register() -> None:
     """Entry point of the group ``sglang.srt.plugins``."""
     if has_accelerator():
         return
 
+    import torch
     from sglang.srt.layers.rotary_embedding import base as rotary_embedding
+    from sglang.srt.lora import layers as lora_layers
+    from sglang.srt.lora.backend import torch_backend as lora_backend
     from sglang.srt.mem_cache.allocation import get_last_loc_torch
     from sglang.srt.mem_cache.allocator import paged
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -153,6 +169,8 @@ def register() -> None:
     _arguments.wrap("handle_cpu_backends", _default_to_torch_native)
     _arguments.wrap("handle_cuda_graph_config", _no_cuda_graphs)
     rotary_embedding._is_cpu = True
+    lora_layers.torch = lora_backend.torch = _TorchWithoutPinning()
+    torch.Tensor.pin_memory = lambda tensor, device=None: tensor
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     HookRegistry.register("sglang.srt.utils.common.support_triton", lambda backend: False, HookType.REPLACE)

@@ -80,6 +80,10 @@ COMMON: tuple[Target, ...] = (
     Target("sglang.srt.layers.radix_attention.RadixAttention"),
     Target("sglang.srt.layers.radix_attention.AttentionType.DECODER"),
     Target("sglang.srt.runtime_context.get_parallel", ()),
+    Target("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.__init__"),
+    Target("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats", ("self", "stats")),
+    Target("sglang.srt.model_executor.model_runner.ModelRunner.forward"),
+    Target("sglang.srt.managers.scheduler.Scheduler.get_internal_state", ("self", "recv_req")),
     Target("sglang.srt.configs.hybrid_arch.mambaish_config", ("model_config",)),
     Target("sglang.srt.configs.model_config.AttentionArch.MLA"),
 )

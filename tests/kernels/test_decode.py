@@ -36,6 +36,13 @@ def _check(layer: Layer, **arguments) -> None:
     assert_lse_close(lse, expected[1], 1e-5)
 
 
+@pytest.mark.parametrize("group", [3, 16], ids="group {}".format)
+@pytest.mark.parametrize("head_dim", [16, 48], ids="head_dim {}".format)
+@pytest.mark.parametrize("keys", KEYS)
+def test_short_rows_and_groups_that_are_not_whole_quads(keys, head_dim, group):
+    _check(Layer.random(keys, head_dim=head_dim, group=group))
+
+
 @pytest.mark.parametrize("group", [1, 4, 8], ids="group {}".format)
 @pytest.mark.parametrize("head_dim", [64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("keys", KEYS)

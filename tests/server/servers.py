@@ -8,8 +8,10 @@ from contextlib import ExitStack, contextmanager
 
 from local_server import LocalServer
 
-# float32 so that batching does not change tokens; a fixed pool so that servers do not depend on free memory.
+# float32 so that batching does not change tokens. Idle schedulers would otherwise keep the cores busy, which the other
+# servers and the tests need.
 COMMON_FLAGS = ("--dtype", "float32", "--enable-cache-report", "--random-seed", "0", "--max-running-requests", "32")
+COMMON_FLAGS += ("--sleep-on-idle",)
 
 
 @contextmanager

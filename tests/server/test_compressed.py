@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import traffic
 from servers import COMMON_FLAGS, running
 
-import demo
+import frontend_fork_join
+import multi_turn_chat
+import openai_streaming
 from local_server import LocalServer
 from recall_tasks import Turn, make_items
 
@@ -24,7 +28,7 @@ SMALL_VALUES = {
 @pytest.fixture(scope="module")
 def dense_and_spark():
     """The dense server and one with the defaults of ``--kv-compress spark``."""
-    dense, spark = LocalServer(*FLAGS), LocalServer(*FLAGS, "--kv-compress", "spark")
+    dense, spark = LocalServer(*FLAGS), LocalServer(*FLAGS, "--kv-compress", "spark", "--enable-metrics")
     with running(dense, spark):
         yield dense, spark
 
@@ -91,9 +95,26 @@ def test_two_users_share_the_slots_of_their_system_prompt(dense_and_spark):
 def test_a_frontend_program_forks_from_shared_slots(dense_and_spark):
     _, spark = dense_and_spark
     item = make_items("multi_needle", seed=22, count=1, target_tokens=900, questions=4)[0]
-    answers = demo.ask_in_forks(spark, item)
+    answers = frontend_fork_join.ask_in_forks(spark.url, item)
     assert all(turn.is_correct(answer.text) for turn, answer in zip(item.turns, answers, strict=True)), answers
     assert all(answer.cached_tokens > 800 for answer in answers), answers
+
+
+@pytest.mark.parametrize("example", [frontend_fork_join, multi_turn_chat], ids=lambda example: example.__name__)
+def test_examples_answer_from_the_cache(example, dense_and_spark, capsys):
+    _, spark = dense_and_spark
+    spark.flush_cache()
+    example.main(["--url", spark.url])
+    cached = [int(number) for number in re.findall(r"\[(\d+) of \d+ cached\]", capsys.readouterr().out)]
+    assert len(cached) == 4 and all(number > 800 for number in cached[1:]), cached
+
+
+def test_the_streaming_example_prints_the_answer(dense_and_spark, capsys):
+    _, spark = dense_and_spark
+    openai_streaming.main(["--url", spark.url + "/"])
+    turn = make_items("single_needle", seed=11, count=1, target_tokens=900)[0].turns[0]
+    question, answer = capsys.readouterr().out.strip().split("\n")
+    assert question == turn.question and turn.is_correct(answer)
 
 
 SETTINGS = (
@@ -106,6 +127,42 @@ def test_server_info_shows_the_settings(dense_and_spark):
     dense, spark = (server.info() for server in dense_and_spark)
     assert [spark[field] for field in SETTINGS] == ["spark", 0.8, 2, "", "auto", "spark"]
     assert [dense[field] for field in SETTINGS[:5]] == ["none", 0.8, 2, "", "auto"]
+
+
+def test_metrics_and_server_info_follow_the_traffic(dense_and_spark):
+    _, spark = dense_and_spark
+    spark.flush_cache()
+    before = _counts(spark)
+    answers = [spark.generate(prompt, max_new_tokens=8) for prompt in _prompts_with_a_common_prefix()]
+    after = _counts(spark)
+    info = [answer["meta_info"] for answer in answers]
+    cached = sum(answer["cached_tokens"] for answer in info)
+    # The last token of an answer is never fed back; the overlap scheduler may run one step more per request.
+    written = sum(answer["prompt_tokens"] + answer["completion_tokens"] - 1 for answer in info) - cached
+    assert cached > 300
+    assert after["restored_prefix_tokens"] - before["restored_prefix_tokens"] == cached
+    assert written <= after["rows_written"] - before["rows_written"] <= written + len(answers)
+
+    published = spark.metrics()
+    capacity = spark.capacity()
+    assert published["sglang:spark_bytes_per_token"] == capacity.bytes_per_token == after["bytes_per_token"]
+    assert published["sglang:spark_dense_bytes_per_token"] == capacity.dense_bytes_per_token
+    assert published["sglang:spark_kept_key_channels"] == 26
+    held = published["sglang:kv_used_tokens"] + published["sglang:kv_evictable_tokens"]
+    saved_per_token = capacity.dense_bytes_per_token - capacity.bytes_per_token
+    assert published["sglang:spark_saved_bytes"] == held * saved_per_token > 0
+    # Published at the last prefill; decode has gone on since.
+    assert before["rows_written"] < published["sglang:spark_rows_written_total"] <= after["rows_written"]
+    assert published["sglang:spark_restored_prefix_tokens_total"] == after["restored_prefix_tokens"]
+
+
+def _prompts_with_a_common_prefix() -> list[str]:
+    item = make_items("multi_turn", seed=23, count=1, target_tokens=400, questions=2)[0]
+    return [f"{item.document}\nQuestion: {turn.question}\nAnswer:" for turn in item.turns]
+
+
+def _counts(server: LocalServer) -> dict[str, int]:
+    return server.info()["internal_states"][0]["spark_kv_cache"]
 
 
 def test_server_info_shows_the_settings_of_small_values(small_values):

@@ -13,7 +13,7 @@ from servers import COMMON_FLAGS, running
 from local_server import RECALL_MODEL, LocalServer, ServerFailed
 
 FLAGS = (*COMMON_FLAGS, "--max-total-tokens", "4096")
-TIMEOUT_S = 180
+TIMEOUT_S = 420
 
 # The launcher has the plugin, and every process it starts has not.
 LOSE_THE_PLUGIN_IN_CHILDREN = """
@@ -82,6 +82,16 @@ def test_engine_takes_the_flags_as_keywords(tmp_path):
     refused = run({"kv_compress": "spark", "spark_key_ratio": 0.99})
     assert refused.returncode != 0
     assert "--spark-key-ratio=0.99" in refused.stderr
+
+
+def test_the_offline_engine_example():
+    command = [sys.executable, str(RECALL_MODEL.parent / "offline_engine.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for item in traffic.make_items("single_needle", seed=12, count=4, target_tokens=400):
+        turn = item.turns[0]
+        answer = result.stdout.partition(turn.question)[2].strip().partition("\n")[0]
+        assert turn.is_correct(answer), result.stdout
 
 
 def _settings(server: LocalServer, ignored: set[str]) -> dict:

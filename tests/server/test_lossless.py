@@ -15,11 +15,20 @@ from local_server import LocalServer
 POOL_TOKENS = 2048
 
 
-@pytest.fixture(scope="module", params=[1, 16], ids=lambda page_size: f"page_size={page_size}")
+PAGES_AND_EVICTION = {
+    "page_size=1-lru": ("--page-size", "1", "--radix-eviction-policy", "lru"),
+    "page_size=16-tlru": (
+        *("--page-size", "16", "--radix-eviction-policy", "tlru"),
+        *("--radix-eviction-policy-config", '{"threshold": 256, "next_prompt_estimate": 32}'),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=PAGES_AND_EVICTION)
 def dense_and_spark(request):
     """The two servers, alike but for the flag."""
     flags = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS), "--chunked-prefill-size", "256")
-    flags += ("--page-size", str(request.param), "--schedule-conservativeness", "0.1")
+    flags += (*PAGES_AND_EVICTION[request.param], "--schedule-conservativeness", "0.1")
     dense = LocalServer(*flags)
     spark = LocalServer(*flags, "--kv-compress", "spark", "--spark-key-ratio", "0")
     with running(dense, spark):

@@ -32,6 +32,7 @@ LAUNCHES = {
     "--prefill-only-disable-kv-cache": ("llama", ("--prefill-only-disable-kv-cache", "--is-embedding")),
     "--attn-cp-size": ("llama", ("--attn-cp-size", "2", "--tp-size", "2")),
     "--dllm-algorithm": ("llama", ("--dllm-algorithm", "LowConfidence")),
+    "--kv-canary": ("llama", ("--kv-canary", "raise")),
     "--device": ("llama", ("--device", "xpu")),
     "model's head_dim on a GPU": ("llama-head-dim-80", ("--device", "cuda")),
     "model's query heads per KV head on a GPU": ("llama-group-20", ("--device", "cuda")),

@@ -1,4 +1,4 @@
-"""Decode attention of the GPU kernels against the reference; run by test_interpreted.py.
+"""Decode attention of the GPU kernels against the reference; run by test_gpu_interpreted.py.
 
 The interpreter multiplies bfloat16 matrices wrongly, so values and raw keys here are float16, float32, float8
 and int4.

@@ -1,4 +1,4 @@
-"""Attention of new chunks by the GPU kernels against the reference; run by test_interpreted.py.
+"""Attention of new chunks by the GPU kernels against the reference; run by test_gpu_interpreted.py.
 
 The interpreter multiplies bfloat16 matrices wrongly, so queries here are float16 and float32.
 """

@@ -1,4 +1,4 @@
-"""The wrappers over the GPU kernels, and CUDA-graph mode; run by test_interpreted.py."""
+"""The wrappers over the GPU kernels, and CUDA-graph mode; run by test_gpu_interpreted.py."""
 
 from __future__ import annotations
 

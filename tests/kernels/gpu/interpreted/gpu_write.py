@@ -1,4 +1,4 @@
-"""Rows written and restored by the GPU kernels are the reference's; run by test_interpreted.py.
+"""Rows written and restored by the GPU kernels are the reference's; run by test_gpu_interpreted.py.
 
 The interpreter truncates where it converts float32 to bfloat16, so what is stored as bfloat16 here comes as bfloat16.
 """

@@ -1,0 +1,1 @@
+"""What scripts/bench_decode.py times, checks and prints."""
