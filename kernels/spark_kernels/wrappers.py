@@ -280,4 +280,5 @@ def _deliver(
     else:
         check_tensor("out", out, tuple(result.shape), (q.dtype,), result.device)
         out.copy_(result)
-    return (out, lse) if return_lse else out
+    # An implementation may use its buffer for lse again.
+    return (out, lse.clone()) if return_lse else out

@@ -251,4 +251,4 @@ def decode_attention(
         out,
         lse,
     )
-    return buffers.out.to(q.dtype, copy=True), buffers.lse.clone()
+    return buffers.out.to(q.dtype, copy=True), buffers.lse
