@@ -88,9 +88,9 @@ def select_channels(scores: torch.Tensor, count: int) -> torch.Tensor:
 def pack_keys(k: torch.Tensor, channels: torch.Tensor, key_format: CompressedKeyFormat) -> torch.Tensor:
     """Compressed rows, uint8 ``[..., row_bytes]``, for keys ``[..., head_dim]`` and kept channels ``[..., T]``.
 
-    Scales are rounded to float16 first and then used to quantise. The plane scale is rounded to nearest and
-    saturates at 65504. The kept scale is rounded up so that no integer exceeds its range, up to residuals of
-    65504 times ``integer_max``, beyond which integers saturate.
+    Scales are rounded to float16 first and then used to quantise, by a product with the reciprocal. The plane scale
+    is rounded to nearest and saturates at 65504. The kept scale is rounded up so that no integer exceeds its range,
+    up to residuals of 65504 times ``integer_max``, beyond which integers saturate.
     """
     k = k.float()
     magnitude = k.abs()
@@ -107,7 +107,7 @@ def pack_keys(k: torch.Tensor, channels: torch.Tensor, key_format: CompressedKey
     kept = residual.gather(-1, channels)
     kept_scale = _half_rounded_up(kept.abs().amax(-1) / key_format.integer_max)
     kept_scale = torch.where(finite, kept_scale, math.nan)
-    integers = (kept / kept_scale.float()[..., None]).round().nan_to_num(nan=0.0)
+    integers = (kept * (1.0 / kept_scale.float())[..., None]).round().nan_to_num(nan=0.0)
     integers = integers.clamp(-key_format.integer_max, key_format.integer_max).to(torch.int32)
     words = (integers << key_format.index_bits | channels.to(torch.int32)).to(torch.int16)
 
@@ -206,7 +206,7 @@ def _pack_int4(v: torch.Tensor) -> torch.Tensor:
     largest = groups.abs().amax(-1, keepdim=True)
     sign = torch.where(groups.amin(-1, keepdim=True) == -largest, 1.0, -1.0)
     scale = torch.where(largest.isnan(), math.nan, sign * (largest / INT4_LIMIT)).half()
-    integers = (groups / scale.float()).where(scale.abs() > 0, 0.0).round().clamp(-INT4_LIMIT, INT4_LIMIT - 1)
+    integers = (groups * (1.0 / scale.float())).where(scale.abs() > 0, 0.0).round().clamp(-INT4_LIMIT, INT4_LIMIT - 1)
     shifts = 4 * torch.arange(INT4_GROUPS, dtype=torch.int32, device=v.device)[:, None]
     words = (integers.to(torch.int32) + INT4_LIMIT << shifts).sum(-2).to(torch.int16)
     return torch.cat([words.view(torch.uint8), scale.squeeze(-1).view(torch.uint8)], dim=-1)

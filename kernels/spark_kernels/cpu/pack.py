@@ -172,9 +172,10 @@ def _pack_row(k, i, norm, layout, row):
     if not kept_scale > 0:
         kept[:] = np.float32(0.0)
         kept_scale = np.float32(1.0)
+    inverse = np.float32(1.0) / kept_scale
     shift = np.int32(index_bits)
     for n in range(kept_channels):
-        integer = np.int32(min(max(np.rint(kept[n] / kept_scale), -limit), limit))
+        integer = np.int32(min(max(np.rint(kept[n] * inverse), -limit), limit))
         halves[scales + 2 + n] = np.uint16(integer << shift | channels[n])
 
 

@@ -49,9 +49,10 @@ def _pack_row(v, scales, halves):
         halves[scales + i] = _scale(group.view(np.uint32))
         scale = half_to_float(halves[scales + i])
         is_zero = not abs(scale) > 0
+        inverse = np.float32(1.0) / scale
         shift = np.int32(4 * i)
         for j in range(group_channels):
-            x = np.rint(group[j] / scale)
+            x = np.rint(group[j] * inverse)
             x = low if x < low else high if x > high else x
             integer = np.int32(0.0 if is_zero else x)
             halves[j] |= np.uint16(integer + np.int32(INT4_LIMIT) << shift)
