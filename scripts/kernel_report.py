@@ -3,9 +3,11 @@
 
 Each kernel is compiled by Triton for the GPUs asked for and disassembled by the tools in Triton's wheel. For decode
 attention, warp-instructions per (token, KV head) are ``instructions of the loop over tokens * warps / tokens per
-iteration``, and so for dense attention of a chunk, per block of queries. Other kernels are counted whole per program,
-each loop once: prepare_queries is per (request, KV head), merge_splits per (request, query head), its bytes per split,
-and plan_splits per 8 splits. These are static counts, not times: cache misses, conflicts and waiting are not in them.
+iteration``, and so for dense attention of a chunk, per block of queries. The write kernel is counted along its usual
+path: the search of a threshold takes SEARCH_ROUNDS, and branches round ties, numbers that are not finite and slow paths
+of divisions are taken. Other kernels are counted whole per program, each loop once: prepare_queries is per (request,
+KV head), merge_splits per (request, query head), its bytes per split, and plan_splits per 8 splits. These are static
+counts, not times: cache misses, conflicts and waiting are not in them.
 
 The bound is what follows for a token of a KV head on one SM: it cannot take fewer clocks than its bytes need at the
 GPU's memory bandwidth, nor than its instructions need at IPC per clock.
@@ -15,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,16 +28,18 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from machine_code import MachineCode
 from spark_kernels import Int4ValueFormat, KeyFormat, ValueFormat
 from spark_kernels.gpu import decode, dense, plan, queries, restore, write
 from spark_kernels.gpu.merge import _merge_splits
 from spark_kernels.gpu.scores import RowLayout
 from spark_kernels.gpu.values import Int4Layout
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
 # Warp-instructions a clock that one SM of these GPUs can be expected to issue, of 4.
 IPC = 2.5
+# Rounds in which a warp of the write kernel finds its four rows' thresholds: 12.5 to 13.2 with the recall model's keys,
+# 10.3 to 13.5 with random keys that have channels of several sizes.
+SEARCH_ROUNDS = 14
 NUM_KV_HEADS = 8
 PLANNED_REQUESTS = 64
 KEY_RATIO = 0.8
@@ -115,6 +116,7 @@ VARIANTS = (
     Variant("write", restore_bits=1),
     Variant("write", value_dtype="float8"),
     Variant("write", value_dtype="int4"),
+    Variant("write_decode"),
     Variant("restore_keys"),
     Variant("prepare_queries"),
     Variant("merge_splits", restore_bits=None),
@@ -123,6 +125,8 @@ VARIANTS = (
 )
 # Kernels counted by their loop over tokens; the others are counted whole.
 LOOPS = ("decode", "dense")
+# Kernels counted along their usual path.
+WRITES = ("write", "write_decode")
 
 
 def measure(variant: Variant, arch: int) -> Cost:
@@ -135,14 +139,15 @@ def measure(variant: Variant, arch: int) -> Cost:
     value_format = _value_format(variant)
     kernel, types, constants, num_warps, tokens, fusion = _arguments(variant, key_format, value_format)
     compiled = _compile(kernel, types, constants, arch, num_warps, fusion)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = re.search(r"REG:(\d+) STACK:(\d+)", cuobjdump("-res-usage", file.name))
-        code = cuobjdump("-sass", file.name)
-    count = _loop_instructions(code) if variant.kernel in LOOPS else len(INSTRUCTION.findall(code))
+    code = MachineCode.of(compiled.asm["cubin"])
+    if variant.kernel in LOOPS:
+        count = code.loop_length()
+    elif variant.kernel in WRITES:
+        count = code.usual_length(SEARCH_ROUNDS)
+    else:
+        count = len(code.instructions)
     size = key_format.row_bytes
-    if variant.kernel in ("decode", "dense", "write"):
+    if variant.kernel in ("decode", "dense", *WRITES):
         size += value_format.row_bytes
     elif variant.kernel == "merge_splits":
         size = 4 * (variant.head_dim + 1)
@@ -153,8 +158,8 @@ def measure(variant: Variant, arch: int) -> Cost:
     return Cost(
         **asdict(variant),
         arch=arch,
-        registers=int(usage[1]),
-        spill_bytes=int(usage[2]),
+        registers=code.registers,
+        spill_bytes=code.spill_bytes,
         shared_bytes=compiled.metadata.shared,
         warp_instr_per_token_head=round(count * num_warps / tokens, 1),
         bytes_per_token_head=size,
@@ -177,20 +182,22 @@ def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueForma
         types = {"keys_ptr": "*bf16" if key_format.is_raw else "*i64", "values_ptr": values}
         constants = heads | decode.variant(key_format, value_format, variant.group) | {"HAS_SOFT_CAP": False}
         return decode._decode_split, types, constants, decode.NUM_WARPS, decode.BLOCK_N, True
-    if variant.kernel == "write":
-        constants = heads | {
+    if variant.kernel in WRITES:
+        share = write.lanes_share(variant.head_dim, is_decode=variant.kernel == "write_decode")
+        constants = heads | share
+        constants |= {
             "GROUP": variant.group,
             "HEAD_DIM": variant.head_dim,
             "V_HEAD_DIM": variant.head_dim,
             "LAYOUT": layout,
             "V_LAYOUT": Int4Layout.of(value_format) if value_format.is_int4 else None,
             "INTEGER_MAX": key_format.integer_max,
-            "HAS_NORMS": False,
+            "HAS_NORMS": variant.kernel == "write",
             "V_SCALED": False,
             "V_LIMIT": 448.0 if variant.value_dtype.startswith("float8") else 0.0,
         }
         types = {"keys_ptr": "*u8", "values_ptr": "*u8" if variant.value_dtype.startswith("float8") else values}
-        return write._write_rows, types, constants, 1, 1, False
+        return write._write_rows, types, constants, 1, share["ROWS"], False
     if variant.kernel == "restore_keys":
         constants = heads | {
             "LAYOUT": layout,
@@ -234,9 +241,11 @@ TYPES = {
 def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warps: int, fusion: bool):
     types = TYPES | types
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    # PyTorch's tensors start at multiples of 16 bytes, as Triton finds at a launch.
+    # PyTorch's tensors start at multiples of 16 bytes, their heads are multiples of 16 channels: Triton finds both.
     attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or "_stride_" in name
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {
@@ -245,23 +254,6 @@ def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warp
         "enable_fp_fusion": fusion,
     }
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
-def cuobjdump(flag: str, path: str) -> str:
-    """What NVIDIA's tool says about a file of machine code."""
-    result = subprocess.run([TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True)
-    return result.stdout + result.stderr
-
-
-def _loop_instructions(code: str) -> int:
-    """Instructions of the longest loop: from the target of a backward branch to the branch."""
-    instructions = [(int(address, 16), op, argument) for address, op, argument in INSTRUCTION.findall(code)]
-    longest = (0, 0)
-    for address, op, argument in instructions:
-        target = re.findall(r"0x([0-9a-f]+)", argument)
-        if op.startswith("BRA") and target and address - int(target[-1], 16) > longest[1] - longest[0]:
-            longest = int(target[-1], 16), address
-    return sum(longest[0] <= address <= longest[1] for address, _, _ in instructions)
 
 
 def _table(costs: list[Cost]) -> Table:

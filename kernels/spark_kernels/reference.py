@@ -4,9 +4,9 @@ Kernels are tested against these functions: records byte for byte, attention wit
 possible, whatever decides the bytes of a record is computed here in float32, one correctly rounded operation at a
 time and in a stated order.
 
-Non-finite numbers: a finite key gives a finite record. A key with a NaN or an infinity gives a record whose scales
-are NaN, so that attention over it is NaN as it would be over the key itself. Values keep their NaN; an int4 value with
-a NaN is NaN in all channels that share its scale.
+Non-finite numbers: a finite key gives a finite record. A key with a NaN or an infinity gives the record of a zero key
+with NaN for its scales, so that attention over it is NaN as it would be over the key itself. Values keep their NaN; an
+int4 value with a NaN is NaN in all channels that share its scale.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def saliency(k: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
 
     Scores are finite whatever the input: what overflows or is NaN counts as the largest float32.
     """
-    return _finite(_finite(k.float().square()) * _finite(norms))
+    return _finite(k.float().square() * _finite(norms))
 
 
 def select_channels(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -88,31 +88,30 @@ def select_channels(scores: torch.Tensor, count: int) -> torch.Tensor:
 def pack_keys(k: torch.Tensor, channels: torch.Tensor, key_format: CompressedKeyFormat) -> torch.Tensor:
     """Compressed rows, uint8 ``[..., row_bytes]``, for keys ``[..., head_dim]`` and kept channels ``[..., T]``.
 
-    Scales are rounded to float16 first and then used to quantise, by a product with the reciprocal. The plane scale
-    is rounded to nearest and saturates at 65504. The kept scale is rounded up so that no integer exceeds its range,
-    up to residuals of 65504 times ``integer_max``, beyond which integers saturate.
+    Keys are first limited to 65504 times ``integer_max``. Scales are rounded to float16 and then used to quantise, by
+    a product with the reciprocal: the plane scale to nearest, at most 65504, the kept scale upwards, so that no integer
+    exceeds its range.
     """
-    k = k.float()
+    finite = k.isfinite().all(-1)
+    limit = FLOAT16_MAX * key_format.integer_max
+    k = k.float().where(finite[..., None], 0.0).clamp(-limit, limit)
     magnitude = k.abs()
     dropped = torch.ones_like(k, dtype=torch.bool).scatter(-1, channels, False)
-    finite = k.isfinite().all(-1)
-    plane_scale = _plane_scale(magnitude, dropped, key_format)
-    plane_scale = torch.where(finite, plane_scale.clamp(max=FLOAT16_MAX), math.nan).half()
+    plane_scale = _plane_scale(magnitude, dropped, key_format).clamp(max=FLOAT16_MAX).half()
 
-    positive = k >= 0
+    positive = ~k.signbit()
     large = magnitude >= 0.5 * plane_scale.float()[..., None]
     bit_planes = [positive, positive == large][: key_format.restore_bits]
     residual = k - _plane(bit_planes, plane_scale.float()[..., None], k)
 
     kept = residual.gather(-1, channels)
     kept_scale = _half_rounded_up(kept.abs().amax(-1) / key_format.integer_max)
-    kept_scale = torch.where(finite, kept_scale, math.nan)
-    integers = (kept * (1.0 / kept_scale.float())[..., None]).round().nan_to_num(nan=0.0)
-    integers = integers.clamp(-key_format.integer_max, key_format.integer_max).to(torch.int32)
+    integers = (kept * (1.0 / kept_scale.float())[..., None]).round().nan_to_num(nan=0.0).to(torch.int32)
     words = (integers << key_format.index_bits | channels.to(torch.int32)).to(torch.int16)
 
     parts = [_pack_bits(plane) for plane in bit_planes]
-    parts += [scale[..., None].view(torch.uint8) for scale in (plane_scale, kept_scale)]
+    scales = (torch.where(finite, scale, math.nan) for scale in (plane_scale, kept_scale))
+    parts += [scale[..., None].view(torch.uint8) for scale in scales]
     return torch.cat([*parts, words.view(torch.uint8)], dim=-1)
 
 
@@ -142,10 +141,10 @@ def _plane_scale(magnitude: torch.Tensor, dropped: torch.Tensor, key_format: Com
         return torch.zeros_like(magnitude[..., 0])
     if key_format.restore_bits == 2:
         return magnitude.amax(-1)
-    # In ascending channel order, each magnitude first limited so that the sum stays finite.
+    # In ascending channel order.
     total = torch.zeros_like(magnitude[..., 0])
     for channel in range(key_format.head_dim):
-        total += magnitude[..., channel].clamp(max=FLOAT32_MAX / key_format.head_dim)
+        total += magnitude[..., channel]
     return total / (key_format.head_dim - key_format.kept_channels)
 
 

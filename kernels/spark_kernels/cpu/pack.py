@@ -72,16 +72,15 @@ def _threshold(scores, wanted):
 
 
 @kernel()
-def _select(k, norm, wanted, channels, dropped):
-    """Put the ``wanted`` most salient channels into ``channels`` and the magnitudes of the others into ``dropped``.
+def _select(k, norm, wanted, channels, kept):
+    """Put the ``wanted`` most salient channels into ``channels``, and into ``kept`` 1 for each of them and 0 elsewhere.
 
-    ``channels`` has room for one more, ``dropped`` is 0 where a channel is kept.
+    ``channels`` has room for one more.
     """
     scores = np.empty((1, k.shape[0]), np.float32)
     for j in range(k.shape[0]):
-        scores[0, j] = _limited(_limited(k[j] * k[j]) * _limited(norm[j]))
+        scores[0, j] = _limited(k[j] * k[j] * _limited(norm[j]))
     threshold, reaching = _threshold(scores, wanted)
-    kept = np.empty(k.shape[0], np.uint8)
     for j in range(k.shape[0]):
         kept[j] = scores[0, j] >= threshold
     j = k.shape[0] - 1
@@ -95,8 +94,20 @@ def _select(k, norm, wanted, channels, dropped):
     for j in range(k.shape[0]):
         channels[n] = j
         n += np.uint64(kept[j])
+
+
+@kernel()
+def _limited_key(k, limit, key):
+    """Put a key into ``key``, its channels limited to ``limit``, or zeros if one of them is not finite.
+
+    Returns whether all are.
+    """
+    finite = True
     for j in range(k.shape[0]):
-        dropped[0, j] = np.float32(0.0) if kept[j] else abs(k[j])
+        finite &= np.isfinite(k[j])
+    for j in range(k.shape[0]):
+        key[j] = min(max(k[j], -limit), limit) if finite else np.float32(0.0)
+    return finite
 
 
 @kernel()
@@ -108,9 +119,8 @@ def _plane_scale(dropped, dropped_channels, restore_bits):
             largest = vectors.larger(largest, memory.load(dropped, 0, j))
         scale = vectors.largest(largest)
     elif restore_bits == 1:
-        limit = np.float32(_FLOAT32_MAX / dropped.shape[1])
         for j in range(dropped.shape[1]):
-            scale += min(dropped[0, j], limit)
+            scale += dropped[0, j]
         scale /= np.float32(dropped_channels)
     return float_to_half(min(scale, _FLOAT16_MAX))
 
@@ -123,14 +133,13 @@ def _half_rounded_up(x):
 
 
 @kernel()
-def _fill_plane(k, i, plane_scale, restore_bits, halves, second_plane, residual):
-    """Write row ``i``'s bit planes and what they leave of the key."""
-    zero = vectors.splat(np.float32(0.0))
+def _fill_plane(key, plane_scale, restore_bits, halves, second_plane, residual):
+    """Write the bit planes of ``key`` and what they leave of it."""
     half = np.float32(0.5) * plane_scale
     for j in range(0, residual.shape[1], LANES):
-        x = memory.load(k, i, j)
+        x = memory.load(key, 0, j)
         piece = j // LANES
-        high = vectors.at_least(x, zero)
+        high = ~vectors.signs(x)
         large = vectors.at_least(x, vectors.splat(half)) | vectors.at_least(vectors.splat(-half), x)
         low = ~(high ^ large)
         if restore_bits == 2:
@@ -150,32 +159,32 @@ def _pack_row(k, i, norm, layout, row):
     restore_bits, kept_channels, index_bits, integer_max, second_plane, scales = layout
     head_dim = k.shape[1]
     channels = np.empty(kept_channels + 1, np.int32)
+    is_kept = np.empty(head_dim, np.uint8)
+    _select(k[i], norm, kept_channels, channels, is_kept)
+    key = np.empty((1, head_dim), np.float32)
+    finite = _limited_key(k[i], _FLOAT16_MAX * np.float32(integer_max), key[0])
     dropped = np.empty((1, head_dim), np.float32)
-    _select(k[i], norm, kept_channels, channels, dropped)
-    finite = True
     for j in range(head_dim):
-        finite &= np.isfinite(k[i, j])
+        dropped[0, j] = np.float32(0.0) if is_kept[j] else abs(key[0, j])
 
     halves = row.view(np.uint16)
-    halves[scales] = _plane_scale(dropped, head_dim - kept_channels, restore_bits) if finite else _HALF_NAN
+    plane_scale = _plane_scale(dropped, head_dim - kept_channels, restore_bits)
     residual = np.empty((1, head_dim), np.float32)
-    _fill_plane(k, i, half_to_float(halves[scales]), restore_bits, halves, second_plane, residual)
+    _fill_plane(key, half_to_float(plane_scale), restore_bits, halves, second_plane, residual)
 
     kept = np.empty(kept_channels, np.float32)
     largest = np.float32(0.0)
     for n in range(kept_channels):
         kept[n] = residual[0, channels[n]]
         largest = max(largest, abs(kept[n]))
-    limit = np.float32(integer_max)
-    halves[scales + 1] = _half_rounded_up(largest / limit) if finite else _HALF_NAN
-    kept_scale = half_to_float(halves[scales + 1])
-    if not kept_scale > 0:
-        kept[:] = np.float32(0.0)
-        kept_scale = np.float32(1.0)
-    inverse = np.float32(1.0) / kept_scale
+    kept_scale = _half_rounded_up(largest / np.float32(integer_max))
+    halves[scales] = plane_scale if finite else _HALF_NAN
+    halves[scales + 1] = kept_scale if finite else _HALF_NAN
+    # Nothing is left of any kept channel where the scale is 0.
+    inverse = np.float32(1.0) / half_to_float(kept_scale) if kept_scale > 0 else np.float32(0.0)
     shift = np.int32(index_bits)
     for n in range(kept_channels):
-        integer = np.int32(min(max(np.rint(kept[n] * inverse), -limit), limit))
+        integer = np.int32(np.rint(kept[n] * inverse))
         halves[scales + 2 + n] = np.uint16(integer << shift | channels[n])
 
 

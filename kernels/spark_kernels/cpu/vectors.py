@@ -85,6 +85,17 @@ def at_least(typingctx, a, b):
 
 
 @intrinsic
+def signs(typingctx, vector):
+    """uint16 with a bit for each lane, lowest first: whether its sign is negative, that of -0.0 too."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], VECTOR_OF[32])
+        return builder.bitcast(builder.icmp_signed("<", bits, bits.type([0] * LANES)), ir.IntType(LANES))
+
+    return types.uint16(vector), codegen
+
+
+@intrinsic
 def count(typingctx, bits):
     """Number of bits set in a uint16."""
 

@@ -15,13 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
+from spark_kernels.gpu.lanes import all_of_row, load_channels, row_max, row_min
 from spark_kernels.record import INT4_GROUPS, INT4_LIMIT, Int4ValueFormat, LayerRows
 
 _LIMIT = tl.constexpr(INT4_LIMIT)
 FLOAT16_MAX = tl.constexpr(torch.finfo(torch.float16).max)
 HALF_NAN = tl.constexpr(0x7E00)
-_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
-_INFINITY = tl.constexpr(0x7F800000)
 # float16 bits of 1024, whose mantissa counts ones.
 _BITS_OF_1024 = tl.constexpr(0x6400)
 # 1.5 * 2**23: to add and subtract it rounds a float32 to the nearest integer, ties to even.
@@ -100,30 +99,56 @@ def restore_int4(values_ptr, rows, exists, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _store_int4(v_ptr, v_scale, row, SCALED: tl.constexpr, LAYOUT: tl.constexpr):
-    """Pack the value at ``v_ptr`` into the 16-bit words at ``row``."""
-    groups = tl.arange(0, LAYOUT.groups)
-    words = tl.arange(0, LAYOUT.group_channels)
-    v = tl.load(v_ptr + groups[:, None] * LAYOUT.group_channels + words[None, :]).to(tl.float32)
+def _int4_group(v_ptr, v_scale, SCALED: tl.constexpr, COUNT: tl.constexpr):
+    """float16 bits of a group's scale, as a column, and the numbers from 0 to 15 of a lane's ``COUNT`` channels."""
+    v = load_channels(v_ptr, COUNT)
     if SCALED:
-        v = tl.div_rn(v, v_scale + tl.zeros_like(v))
-    v = tl.where(v > FLOAT16_MAX, FLOAT16_MAX, tl.where(v < -FLOAT16_MAX, -FLOAT16_MAX, v))
-    # As integers, magnitudes are in order and NaN is above all.
-    bits = v.to(tl.int32, bitcast=True)
-    magnitude = bits & _MAGNITUDE
-    largest = tl.max(magnitude, 1)
-    is_negative = tl.max(((magnitude == largest[:, None]) & (bits < 0)).to(tl.int32), 1) > 0
-    scale = largest.to(tl.float32, bitcast=True) * (1.0 / _LIMIT)
-    scale = tl.where(is_negative | (largest == 0), scale, -scale).to(tl.float16)
-    scale_bits = tl.where(largest > _INFINITY, HALF_NAN, scale.to(tl.int16, bitcast=True)).to(tl.int16)
-    tl.store(row + LAYOUT.scale_half + groups, scale_bits)
+        scaled = ()
+        for i in tl.static_range(COUNT):
+            scaled = scaled + (tl.div_rn(v[i], v_scale + tl.zeros_like(v[i])),)
+        v = scaled
+    high = v[0]
+    low = v[0]
+    is_number = v[0] == v[0]
+    for i in tl.static_range(1, COUNT):
+        high = tl.maximum(high, v[i])
+        low = tl.minimum(low, v[i])
+        is_number &= v[i] == v[i]
+    high = tl.minimum(row_max(high), FLOAT16_MAX)
+    low = tl.maximum(row_min(low), -FLOAT16_MAX)
+    is_number = all_of_row(is_number)
 
+    # Negative where only a positive number has the largest magnitude.
+    scale = (tl.where(-low >= high, tl.abs(low), -high) * (1.0 / _LIMIT)).to(tl.float16)
     step = scale.to(tl.float32)
-    has_steps = (tl.abs(step) > 0) & (largest <= _INFINITY)
-    steps = tl.div_rn(v, tl.where(has_steps, step, 1.0)[:, None] + tl.zeros_like(v))
-    steps = tl.minimum(tl.maximum(steps, -_LIMIT * 1.0), _LIMIT - 1.0)
-    integers = tl.where(has_steps[:, None], ((steps + ROUNDER) - ROUNDER).to(tl.int32), 0)
-    tl.store(row + words, tl.sum((integers + _LIMIT) << (4 * groups)[:, None], 0).to(tl.int16))
+    has_steps = (tl.abs(step) > 0) & is_number
+    inverse = tl.div_rn(tl.full(step.shape, 1.0, tl.float32), tl.where(has_steps, step, 1.0))
+    least = tl.where(has_steps, -_LIMIT * 1.0, 0.0)
+    most = tl.where(has_steps, _LIMIT - 1.0, 0.0)
+    integers = ()
+    for i in tl.static_range(COUNT):
+        steps = tl.minimum(tl.maximum(v[i] * inverse, least), most)
+        # The low bits of the sum are the rounded integer's.
+        integers = integers + ((steps + (ROUNDER + _LIMIT)).to(tl.int32, bitcast=True) & (2 * _LIMIT - 1),)
+    return tl.where(is_number, scale.to(tl.int16, bitcast=True), HALF_NAN).to(tl.int16), integers
+
+
+@triton.jit
+def _store_int4(v_ptr, v_scale, row, SCALED: tl.constexpr, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
+    """Pack the values at ``v_ptr`` into the 16-bit words at ``row``, columns of pointers; a lane has whole words."""
+    WORDS: tl.constexpr = CHANNELS // LAYOUT.groups
+    first_word = WORDS * tl.arange(0, LAYOUT.group_channels // WORDS)[None, :]
+    scale, words = _int4_group(v_ptr + first_word, v_scale, SCALED, WORDS)
+    tl.store(row + LAYOUT.scale_half, scale)
+    for group in tl.static_range(1, LAYOUT.groups):
+        scale, integers = _int4_group(v_ptr + group * LAYOUT.group_channels + first_word, v_scale, SCALED, WORDS)
+        tl.store(row + LAYOUT.scale_half + group, scale)
+        merged = ()
+        for i in tl.static_range(WORDS):
+            merged = merged + (words[i] | (integers[i] << (4 * group)),)
+        words = merged
+    for i in tl.static_range(WORDS):
+        tl.store(row + first_word + i, words[i].to(tl.int16))
 
 
 @triton.jit
@@ -152,23 +177,27 @@ def _encode_value(v, v_scale, SCALED: tl.constexpr, LIMIT: tl.constexpr, dtype: 
 
 
 @triton.jit
-def store_value(
+def store_values(
     v_ptr,
     v_scale,
     values_ptr,
-    row,
+    rows,
     HEAD_DIM: tl.constexpr,
     LAYOUT: tl.constexpr,
     SCALED: tl.constexpr,
     LIMIT: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
-    """Store the value at ``v_ptr`` as row number ``row``; the other arguments as `written_values` gives them."""
+    """Store the values at ``v_ptr``, a column of pointers, as ``rows``, a column of row numbers.
+
+    The other arguments are as `written_values` gives them, and the channels of a lane.
+    """
     if LAYOUT is None:
-        channels = tl.arange(0, HEAD_DIM)
+        channels = tl.arange(0, HEAD_DIM)[None, :]
         v = _encode_value(tl.load(v_ptr + channels), v_scale, SCALED, LIMIT, values_ptr.dtype.element_ty)
-        tl.store(values_ptr + row * HEAD_DIM + channels, v)
+        tl.store(values_ptr + rows * HEAD_DIM + channels, v)
     else:
-        _store_int4(v_ptr, v_scale, values_ptr + row * LAYOUT.row_halves, SCALED, LAYOUT)
+        _store_int4(v_ptr, v_scale, values_ptr + rows * LAYOUT.row_halves, SCALED, LAYOUT, CHANNELS)
 
 
 def written_values(rows: LayerRows, v: torch.Tensor, v_scale: float) -> tuple[torch.Tensor, dict[str, object]]:

@@ -6,15 +6,13 @@ the GPU to machine code, and its launcher is called; only loading and running th
 
 from __future__ import annotations
 
-import re
-import tempfile
 from itertools import count
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from triton.backends.compiler import GPUTarget
 
-from kernel_report import cuobjdump
+from machine_code import MachineCode
 
 MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
@@ -67,11 +65,8 @@ class StubDriver:
 
         The function, which Triton hands on to the launcher, is here the number of bytes spilled.
         """
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(binary)
-            file.flush()
-            usage = re.search(r"REG:(\d+) STACK:(\d+)", cuobjdump("-res-usage", file.name))
-        return name, int(usage[2]), int(usage[1]), int(usage[2]), 1024
+        code = MachineCode.of(binary)
+        return name, code.spill_bytes, code.registers, code.spill_bytes, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         signature = dict(source.signature)

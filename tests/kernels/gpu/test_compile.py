@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernel_report import Variant, measure
+from kernel_report import Variant, measure, prefill_share
 
 ARCHS = pytest.mark.parametrize("arch", [80, 90, 100], ids=lambda arch: f"sm_{arch}")
 # Warp-instructions per (token, KV head) above which the memory that is saved is paid for by computing.
@@ -12,11 +12,21 @@ BUDGET = {"bfloat16": 60, "float8": 64, "int4": 60}
 @ARCHS
 @pytest.mark.parametrize(
     "variant",
-    [Variant("write"), Variant("write", value_dtype="int4"), Variant("restore_keys"), Variant("prepare_queries")],
-    ids=["write", "write int4", "restore_keys", "prepare_queries"],
+    [
+        Variant("write"),
+        Variant("write", value_dtype="int4"),
+        Variant("write_decode"),
+        Variant("restore_keys"),
+        Variant("prepare_queries"),
+    ],
+    ids=["write", "write int4", "write_decode", "restore_keys", "prepare_queries"],
 )
 def test_no_spills(variant, arch):
     assert measure(variant, arch).spill_bytes == 0
+
+
+def test_write_takes_less_than_a_hundredth_of_a_prefill():
+    assert prefill_share(measure(Variant("write"), 90)) < 0.01
 
 
 @pytest.mark.parametrize(
