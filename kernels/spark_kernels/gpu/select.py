@@ -11,25 +11,20 @@ import torch
 import triton
 import triton.language as tl
 
-from spark_kernels.gpu.lanes import count_bits, row_max, row_sum, sign_bit, sum_of_lanes_before
+from spark_kernels.gpu.lanes import count_bits, row_max, row_sum, sum_of_lanes_before
 
-_FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
+# The minimum with it is that of a number that is not NaN, and itself for NaN.
+FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 # The search begins this far below the largest score, where most thresholds are near: four octaves.
 _FIRST_STEP = tl.constexpr(4 << 23)
 
 
 @triton.jit
-def limited(x):
-    """A non-negative number, or the largest one for infinity and NaN."""
-    return tl.minimum(x, _FLOAT32_MAX)
-
-
-@triton.jit
 def _reached(scores, threshold, CHANNELS: tl.constexpr):
     """How many channels of each row score at least ``threshold``, as a column."""
-    signs = tl.zeros_like(scores[0])
+    signs = tl.zeros_like(scores[0]).to(tl.uint32, bitcast=True)
     for i in tl.static_range(CHANNELS):
-        signs = (signs << 1) | sign_bit(threshold - 1 - scores[i])
+        signs = (signs << 1) | ((threshold - 1 - scores[i]).to(tl.uint32, bitcast=True) >> 31)
     return row_sum(count_bits(signs))
 
 
@@ -55,11 +50,11 @@ def select_channels(keys, norms, COUNT: tl.constexpr, CHANNELS: tl.constexpr):
     Parameters
     ----------
     keys, norms
-        Keys, and query norms that are `limited`, of a thread's channels.
+        Keys, and query norms of at most `FLOAT32_MAX`, of a thread's channels.
     """
     scores = ()
     for i in tl.static_range(CHANNELS):
-        score = limited(keys[i] * keys[i] * norms[i])
+        score = tl.minimum(keys[i] * keys[i] * norms[i], FLOAT32_MAX)
         scores = scores + (score.to(tl.int32, bitcast=True),)
     largest = scores[0]
     for i in tl.static_range(1, CHANNELS):

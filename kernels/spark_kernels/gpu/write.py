@@ -17,7 +17,7 @@ from spark_kernels.gpu.lanes import FEW_CHANNELS, MANY_CHANNELS, WARP, load_chan
 from spark_kernels.gpu.pack import store_keys
 from spark_kernels.gpu.rows import check_head_dim
 from spark_kernels.gpu.scores import RowLayout
-from spark_kernels.gpu.select import limited
+from spark_kernels.gpu.select import FLOAT32_MAX
 from spark_kernels.gpu.values import store_values, written_values
 from spark_kernels.record import LayerRows
 
@@ -45,7 +45,7 @@ def _window_norms(
         for member in range(GROUP):
             q = tl.load(q_ptr + token * q_stride_token + (head * GROUP + member) * q_stride_head + channels)
             total += q.to(tl.float32) * q.to(tl.float32)
-    norm = limited(tl.sqrt_rn(total))
+    norm = tl.minimum(tl.sqrt_rn(total), FLOAT32_MAX)
     tl.store(norms_ptr + (request * NUM_KV_HEADS + head) * HEAD_DIM + channels, norm)
 
 
@@ -62,7 +62,7 @@ def _own_norms(q_ptr, q_stride_head, GROUP: tl.constexpr, CHANNELS: tl.constexpr
         totals = sums
     norms = ()
     for i in tl.static_range(CHANNELS):
-        norms = norms + (limited(tl.sqrt_rn(totals[i])),)
+        norms = norms + (tl.minimum(tl.sqrt_rn(totals[i]), FLOAT32_MAX),)
     return norms
 
 
