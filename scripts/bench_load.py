@@ -56,16 +56,16 @@ DEFAULTS = {
         "output_len": 1024,
     },
     "cpu": {
-        "budget": 24.0,
-        "users": 16,
+        "budget": 32.0,
+        "users": 24,
         "turns": 5,
         "system_len": 128,
         "document_len": 384,
-        "reply_len": 96,
-        "concurrency": 10,
-        "num_prompts": 24,
+        "reply_len": 128,
+        "concurrency": 18,
+        "num_prompts": 48,
         "input_len": 64,
-        "output_len": 320,
+        "output_len": 256,
     },
 }
 # Requests are taken up although their answers may not fit; at SGLang's default of 1 more of them wait instead.
