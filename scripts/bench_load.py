@@ -18,6 +18,7 @@ the recall model, whose answers are checked.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -50,8 +51,8 @@ DEFAULTS = {
         "system_len": 512,
         "document_len": 2048,
         "reply_len": 256,
-        "concurrency": 48,
-        "num_prompts": 128,
+        "concurrency": 56,
+        "num_prompts": 160,
         "input_len": 512,
         "output_len": 1024,
     },
@@ -142,7 +143,7 @@ def measure(
 
 def describe(args: argparse.Namespace) -> dict[str, str]:
     """Where and with what this runs."""
-    device = torch.cuda.get_device_name() if args.device == "cuda" else cpu_model()
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_model()}, {os.cpu_count()} cores"
     packages = ", ".join(f"{name} {version(name)}" for name in ("sglang", "torch"))
     sizes = {name: getattr(args, name) for name in DEFAULTS[args.device]}
     return {
@@ -165,6 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.log(f"{name}: {found[name].tokens:,} tokens in {args.budget:g} MiB", highlight=False)
             rows += measure(args, name, found[name], model, requests, tokenizer.eos_token)
     console.print(*report.make_tables(rows))
+    for row in rows:
+        for error in row["errors"]:
+            console.print(f"{row['server']}, {row['workload']}: {error}", highlight=False, markup=False)
     about = describe(args)
     if args.json:
         report.write_json(args.json, rows, about)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from accuracy.cells import markdown
 from accuracy.report import fill
-from load_bench.workloads import WORKLOADS
+from load_bench.budget import MIB
+from load_bench.workloads import BENCH_SERVING, MULTI_TURN, WORKLOADS
 
 Row = dict[str, Any]
 
@@ -29,12 +30,17 @@ def _number(value: float) -> str:
     return f"{value:,.1f}"
 
 
+def _mebibytes(value: int) -> str:
+    return f"{value / MIB:.3f}"
+
+
 def _seconds(milliseconds: float) -> str:
     return f"{milliseconds / 1e3:.2f}"
 
 
 # Heading, field of a row, and how it is written; a field that is None is a dash.
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("cache MiB", "pool_bytes", _mebibytes),
     ("tokens that fit", "pool_tokens", _count),
     ("answered", "completed", _count),
     ("right answers", "right", _share),
@@ -49,11 +55,13 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("latency s, p50", "latency_p50_ms", _seconds),
     ("p99", "latency_p99_ms", _seconds),
 )
-PLOTTED = (
-    ("cache hits, share of prompt tokens", "hit_rate"),
-    ("retractions", "retractions"),
-    ("output tokens/s", "output_throughput"),
-)
+_RETRACTIONS = ("retractions", "retractions", _count)
+_THROUGHPUT = ("output tokens/s", "output_throughput", _number)
+# By workload; requests of bench-serving share nothing.
+PLOTTED = {
+    MULTI_TURN: (("cache hits, share of prompt tokens", "hit_rate", _share), _RETRACTIONS, _THROUGHPUT),
+    BENCH_SERVING: (("TTFT ms, p99", "ttft_p99_ms", _number), _RETRACTIONS, _THROUGHPUT),
+}
 
 
 def make_tables(rows: Sequence[Row]) -> list[Table]:
@@ -120,17 +128,16 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
 
     workloads = [workload for workload in WORKLOADS if any(row["workload"] == workload for row in rows)]
     figure = Figure(figsize=(10, 2.8 * len(workloads)), dpi=90, layout="constrained")
-    grid = figure.subplots(len(workloads), len(PLOTTED), squeeze=False)
-    for line, workload in zip(grid, workloads, strict=True):
+    for line, workload in zip(figure.subplots(len(workloads), 3, squeeze=False), workloads, strict=True):
         mine = [row for row in rows if row["workload"] == workload]
         servers = [row["server"] for row in mine]
-        for axes, (label, field) in zip(line, PLOTTED, strict=True):
-            colors = ["tab:blue" if name.startswith("spark") else "tab:gray" for name in servers]
-            bars = axes.bar(servers, [row[field] or 0 for row in mine], color=colors)
-            axes.bar_label(bars, fmt="{:.2f}" if field == "hit_rate" else "{:,.0f}", fontsize="small")
+        colors = ["tab:blue" if name.startswith("spark") else "tab:gray" for name in servers]
+        for axes, (label, field, write) in zip(line, PLOTTED[workload], strict=True):
+            values = [row[field] or 0 for row in mine]
+            axes.bar_label(axes.bar(servers, values, color=colors), map(write, values), fontsize="small")
             axes.set_title(f"{workload}: {label}", fontsize="small")
+            axes.set_ylim(0, 1.15 * max(*values, 0.1))
             axes.tick_params(labelsize="x-small")
-            axes.margins(y=0.15)
     figure.suptitle(title, fontsize="medium")
     # Without the date and version, the same results give the same file.
     figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)

@@ -121,7 +121,7 @@ def test_an_answer_cut_short_is_an_error():
 
 
 def _row(server: str, workload: str = MULTI_TURN, **changes) -> dict:
-    about = {"server": server, "pool_tokens": 6144}
+    about = {"server": server, "pool_tokens": 6144, "pool_bytes": 25169920}
     requests = make_requests(AutoTokenizer.from_pretrained(RECALL_MODEL), SHAPE)[:2]
     answers = [Answer(None, f"{requests[0].expected.answer}<|end|>x", 100, 60, 8, 1, 0.5, 2.0), Answer(error="lost")]
     return about | summarize(requests, answers, 4.0, Counts(1, 700, 5), "<|end|>") | {"workload": workload} | changes
@@ -154,7 +154,10 @@ def test_tables_and_page(tmp_path):
     report.write_page(page, rows, {"device": "a CPU"})
     written = page.read_text()
     assert "* device: a CPU" in written and "old" not in written
-    assert "| spark | 6,144 | 1 | 50.0% | 75.0% | 1 | 700 | 5 | 2.0 | 0.2 | 0.50 | 0.50 | 2.00 | 2.00 |" in written
+    assert (
+        "| spark | 24.004 | 6,144 | 1 | 50.0% | 75.0% | 1 | 700 | 5 | 2.0 | 0.2 | 0.50 | 0.50 | 2.00 | 2.00 |"
+        in written
+    )
     tables = report.make_markdown(rows)
     assert "right answers" in tables[MULTI_TURN] and "right answers" not in tables[BENCH_SERVING]
     with pytest.raises(ValueError, match=BENCH_SERVING):
