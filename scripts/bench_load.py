@@ -105,6 +105,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"{random_traffic.NEEDS_DATASETS}, or use --workloads {MULTI_TURN}")
     if args.plot and not report.can_plot():
         parser.error("--plot needs matplotlib, which is not installed")
+    if args.page and (not args.page.is_file() or set(args.workloads) != set(WORKLOADS)):
+        parser.error(
+            f"--page {args.page}: must be a page with the tables of {' and '.join(WORKLOADS)}, both of them run"
+        )
     for name, value in DEFAULTS[args.device].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -156,7 +160,7 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     console = Console(width=None if sys.stdout.isatty() else 200)
-    rows = []
+    about, rows = describe(args), []
     with model_folder(args.model_path, args.device) as model:
         tokenizer = AutoTokenizer.from_pretrained(model)
         shape = Shape(args.users, args.turns, args.system_len, args.document_len, args.reply_len, args.seed)
@@ -165,13 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in args.servers:
             console.log(f"{name}: {found[name].tokens:,} tokens in {args.budget:g} MiB", highlight=False)
             rows += measure(args, name, found[name], model, requests, tokenizer.eos_token)
+            # After each server: what was measured is kept if a later one fails.
+            if args.json:
+                report.write_json(args.json, rows, about)
     console.print(*report.make_tables(rows))
     for row in rows:
         for error in row["errors"]:
             console.print(f"{row['server']}, {row['workload']}: {error}", highlight=False, markup=False)
-    about = describe(args)
-    if args.json:
-        report.write_json(args.json, rows, about)
     if args.plot:
         report.plot(args.plot, rows, f"{args.budget:g} MiB of KV cache, {about['device']}")
     if args.page:

@@ -49,6 +49,8 @@ def test_defaults_by_device(packages):
         (["--document-len", "-1"], "--document-len must be positive, got -1"),
         (["--servers", "sparse"], "invalid choice"),
         (["--workloads", "chat"], "invalid choice"),
+        (["--page", "no.md"], "--page no.md: must be a page with the tables of multi-turn and bench-serving"),
+        (["--page", __file__, "--workloads", "multi-turn"], "both of them run"),
     ],
 )
 def test_bad_arguments(packages, capsys, argv, message):
