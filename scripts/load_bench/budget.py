@@ -44,15 +44,18 @@ def capacities(names: Sequence[str], model: str, flags: Sequence[str], budget_mi
         A server would be refused; the message is the doctor's.
     """
 
-    def ask(name: str) -> Capacity:
-        dense = name.startswith("dense")
-        # The doctor always looks at a compressed server, and says what dense ones would store besides.
-        found = _diagnose(model, [*flags, *(() if dense else SERVERS[name])], budget_mib)
-        cache = name.replace("-", "_") if dense else "spark"
-        return Capacity(found["tokens"][cache], found["bytes_per_token"][cache])
-
+    # The doctor always looks at a compressed server, and says what dense ones would store besides.
+    settings = {name: SERVERS["spark" if name.startswith("dense") else name] for name in names}
+    distinct = list(dict.fromkeys(settings.values()))
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(ask, names), strict=True))
+        answers = pool.map(lambda setting: _diagnose(model, [*flags, *setting], budget_mib), distinct)
+        found = dict(zip(distinct, answers, strict=True))
+    return {name: _capacity(name, found[setting]) for name, setting in settings.items()}
+
+
+def _capacity(name: str, found: dict) -> Capacity:
+    cache = name.replace("-", "_") if name.startswith("dense") else "spark"
+    return Capacity(found["tokens"][cache], found["bytes_per_token"][cache])
 
 
 def _diagnose(model: str, flags: Sequence[str], budget_mib: float) -> dict:

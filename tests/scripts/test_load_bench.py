@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoConfig, AutoTokenizer
 
-from load_bench import client, report
+from load_bench import budget, client, report
 from load_bench.budget import BudgetMissed, Capacity, pool_bytes
 from load_bench.client import Answer
 from load_bench.conversations import Request, Shape, make_requests
@@ -186,6 +186,25 @@ class _Server:
 
     def log(self):
         return self.text
+
+
+def test_the_doctor_is_asked_once_for_what_it_answers_at_once(monkeypatch):
+    asked = []
+
+    def diagnose(model, flags, budget_mib):
+        asked.append(flags)
+        size = 1280 if "int4" in flags else 2752
+        return {
+            "tokens": {"dense": 8, "dense_fp8": 16, "spark": 2**15 // size},
+            "bytes_per_token": {"dense": 4096, "dense_fp8": 2048, "spark": size},
+        }
+
+    monkeypatch.setattr(budget, "_diagnose", diagnose)
+    names = ["dense", "dense-fp8", "spark", "spark-int4"]
+    found = budget.capacities(names, "model", ["--seed", "0"], 1 / 32)
+    assert list(found) == names and len(asked) == 2 and all(flags[:2] == ["--seed", "0"] for flags in asked)
+    assert (found["dense"], found["dense-fp8"]) == (Capacity(8, 4096), Capacity(16, 2048))
+    assert (found["spark"], found["spark-int4"]) == (Capacity(11, 2752), Capacity(25, 1280))
 
 
 def test_a_pool_is_the_budget_and_one_page_at_most():
