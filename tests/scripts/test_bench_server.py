@@ -1,4 +1,4 @@
-"""scripts/bench_server.py without its servers: arguments, flags, the made-up model, and what is kept of a result."""
+"""scripts/bench_server.py without its servers: arguments, flags, and what is kept of a result."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoTokenizer
 
 import bench_server
+from load_bench.random_traffic import RandomTraffic
 
 
 @pytest.fixture(autouse=True)
@@ -66,24 +66,9 @@ def test_flags():
     assert "--max-total-tokens" in bench_server.server_flags(_arguments("--device", "cpu"), "dense")
 
 
-def test_every_request_is_as_long_as_asked_for(tmp_path):
-    args = _arguments("--num-prompts", "7", "--max-concurrency", "3")
-    command = bench_server.traffic_command(args, "http://x", "model", tmp_path / "y")
-    line = " ".join(command)
-    assert command[1:3] == ["-m", "sglang.bench_serving"]
-    for option in ("--num-prompts 7", "--max-concurrency 3", "--random-input-len 4096", "--random-output-len 512"):
-        assert option in line
-    assert "--random-range-ratio 1.0" in line and "--dataset-name random-ids --tokenize-prompt" in line
-
-
-def test_the_dummy_model_has_llamas_shape_and_a_word_per_token(tmp_path):
-    bench_server.make_dummy_model(tmp_path)
-    config = AutoConfig.from_pretrained(tmp_path)
-    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (32, 8, 128)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.vocab_size == config.vocab_size
-    assert tokenizer.decode([0, 17, config.vocab_size - 1]).split() == ["t0", "t17", f"t{config.vocab_size - 1}"]
-    assert tokenizer.eos_token_id == config.eos_token_id
+def test_traffic_is_what_was_asked_for():
+    traffic = bench_server.traffic(_arguments("--num-prompts", "7", "--max-concurrency", "3", "--seed", "5"))
+    assert traffic == RandomTraffic(7, input_len=4096, output_len=512, seed=5, max_concurrency=3)
 
 
 def _result(**changes) -> dict:
