@@ -4,7 +4,7 @@ SGLang's CPU engine asks for Intel AMX and CPU builds of its kernels. On any oth
 plugin makes the same server start, slowly, on PyTorch operators, so that sglang-spark can be developed and tested
 there against the dense server. With an accelerator present it does nothing.
 
-What it changes (SGLang 0.5.16 to 0.5.23):
+What it changes (SGLang 0.5.14 to 0.5.23):
 
 ===================================  ==================================================================
 ``--device`` unset                   becomes ``cpu`` (SGLang raises)
@@ -21,9 +21,11 @@ pinned memory in LoRA                ordinary memory (``--lora-backend torch_nat
 """
 
 import copy
+import importlib
 import logging
 import os
 from importlib.util import find_spec
+from typing import ClassVar
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def _alloc_decode(seq_lens, last_loc, free_pages, out_indices, bs_upper, page_si
 
 
 class _RecordArguments:
-    """SGLang 0.5.21 on: decisions are declared, steps are wrapped by name."""
+    """SGLang 0.5.20 on: decisions are declared, steps are wrapped by name."""
 
     @staticmethod
     def wrap(step: str, wrapper) -> None:
@@ -88,18 +90,26 @@ class _RecordArguments:
         declare_resolution(server_args, SOURCE, **fields)
 
 
+class _PipelineArguments(_RecordArguments):
+    """SGLang 0.5.19: decisions are declared, steps are functions of these modules."""
+
+    _MODULES: ClassVar = {
+        "handle_missing_default_values": "serving_hook",
+        "handle_cpu_backends": "platform_hook",
+        "handle_cuda_graph_config": "cuda_graph_hook",
+    }
+
+    @classmethod
+    def wrap(cls, step: str, wrapper) -> None:
+        _hook(f"sglang.srt.arg_groups.{cls._MODULES[step]}.{step}", wrapper)
+
+
 class _DataclassArguments:
-    """SGLang 0.5.16 to 0.5.18: the arguments are a dataclass, its steps are methods."""
+    """SGLang 0.5.14 to 0.5.18: the arguments are a dataclass, its steps are methods."""
 
     @staticmethod
     def wrap(step: str, wrapper) -> None:
-        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-        HookRegistry.register(
-            f"sglang.srt.server_args.ServerArgs._{step}",
-            lambda previous, server_args: wrapper(server_args, previous),
-            HookType.AROUND,
-        )
+        _hook(f"sglang.srt.server_args.ServerArgs._{step}", wrapper)
 
     @staticmethod
     def decided(server_args):
@@ -111,7 +121,20 @@ class _DataclassArguments:
             setattr(server_args, name, value)
 
 
-_arguments = _RecordArguments if find_spec("sglang.srt.arg_groups.resolution_hooks") else _DataclassArguments
+def _hook(target: str, wrapper) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(target, lambda previous, server_args: wrapper(server_args, previous), HookType.AROUND)
+
+
+if find_spec("sglang.srt.arg_groups.resolution_hooks"):
+    _arguments = _RecordArguments
+elif find_spec("sglang.srt.arg_groups.pipeline"):
+    _arguments = _PipelineArguments
+else:
+    _arguments = _DataclassArguments
+# 0.5.14 has it elsewhere.
+_LAST_LOC = "allocation" if find_spec("sglang.srt.mem_cache.allocation") else "common"
 
 
 def _default_to_cpu(server_args, previous) -> None:
@@ -158,7 +181,6 @@ def register() -> None:
     from sglang.srt.layers.rotary_embedding import base as rotary_embedding
     from sglang.srt.lora import layers as lora_layers
     from sglang.srt.lora.backend import torch_backend as lora_backend
-    from sglang.srt.mem_cache.allocation import get_last_loc_torch
     from sglang.srt.mem_cache.allocator import paged
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -174,6 +196,7 @@ def register() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     HookRegistry.register("sglang.srt.utils.common.support_triton", lambda backend: False, HookType.REPLACE)
-    HookRegistry.register("sglang.srt.mem_cache.allocation.get_last_loc", get_last_loc_torch, HookType.REPLACE)
+    last_loc = importlib.import_module(f"sglang.srt.mem_cache.{_LAST_LOC}")
+    HookRegistry.register(f"{last_loc.__name__}.get_last_loc", last_loc.get_last_loc_torch, HookType.REPLACE)
     paged.alloc_extend_kernel = _TorchLaunch(_alloc_extend)
     paged.alloc_decode_kernel = _TorchLaunch(_alloc_decode)

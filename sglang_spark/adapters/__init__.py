@@ -6,13 +6,16 @@ something SparK hooks into, so it is imported before anything of SGLang that may
 Attributes
 ----------
 arguments
-    The argument record and its resolution: `record_arguments` (0.5.21 on) or `dataclass_arguments`.
+    The argument record and its resolution: `record_arguments` (0.5.20 on), `pipeline_arguments` (0.5.19) or
+    `dataclass_arguments`.
 settings
     Where a scheduler process reads settings: `published_settings` (0.5.18 on) or `argument_settings`.
+pools
+    Who builds the pools: `configured_pools` (0.5.16 on) or `runner_pools`.
 kv_indices
     SGLang's kernel that lists slots, wherever it is.
 TARGETS
-    All that is needed of this release.
+    All that is needed of this release besides what is hooked, which is in `plugin.HOOKS`.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from sglang_spark.adapters import kv_indices
-from sglang_spark.adapters.targets import COMMON, check_release, warn_of_release
+from sglang_spark.adapters.targets import COMMON, check_release
 
 RELEASE = version("sglang")
 
@@ -30,6 +33,8 @@ check_release(RELEASE, COMMON)
 
 if find_spec("sglang.srt.arg_groups.resolution_hooks") is not None:
     from sglang_spark.adapters import record_arguments as arguments
+elif find_spec("sglang.srt.arg_groups.pipeline") is not None:
+    from sglang_spark.adapters import pipeline_arguments as arguments
 else:
     from sglang_spark.adapters import dataclass_arguments as arguments
 
@@ -38,9 +43,14 @@ if arguments.HAS_NAMESPACES:
 else:
     from sglang_spark.adapters import argument_settings as settings
 
-TARGETS = (*COMMON, *arguments.TARGETS, *settings.TARGETS, *kv_indices.TARGETS)
+if find_spec("sglang.srt.mem_cache.kv_cache_configurator") is not None:
+    from sglang_spark.adapters import configured_pools as pools
+else:
+    from sglang_spark.adapters import runner_pools as pools
 
+TARGETS = (*COMMON, *arguments.TARGETS, *settings.TARGETS, *pools.TARGETS, *kv_indices.TARGETS)
+
+# Again: modules of this package import what these name.
 check_release(RELEASE, TARGETS)
-warn_of_release(RELEASE)
 
-__all__ = ["RELEASE", "TARGETS", "arguments", "kv_indices", "settings"]
+__all__ = ["RELEASE", "TARGETS", "arguments", "kv_indices", "pools", "settings"]

@@ -1,4 +1,4 @@
-"""SGLang 0.5.16 to 0.5.18: the arguments are a dataclass that resolves itself, step by step, when it is made."""
+"""SGLang 0.5.14 to 0.5.18: the arguments are a dataclass that resolves itself, step by step, when it is made."""
 
 from __future__ import annotations
 
@@ -27,12 +27,17 @@ TARGETS = (
 )
 
 
-def complete(cls: type) -> type:
-    """Decorates the class that adds fields: makes it a dataclass and keeps what the user gave."""
+def as_dataclass(cls: type) -> type:
+    """Decorates a class that adds fields to the dataclass of arguments."""
     own = get_type_hints(cls, include_extras=True)
     for name in cls.__annotations__:
         if HAS_NAMESPACES:
             cls.__annotations__[name] = Annotated[own[name], arg_utils.NS(cls._NS_PATH)]
+    return dataclasses.dataclass(cls)
+
+
+def complete(cls: type) -> type:
+    """Decorates the class that adds fields: makes it a dataclass and keeps what the user gave."""
     resolve = cls.__post_init__
 
     def __post_init__(self):
@@ -40,17 +45,19 @@ def complete(cls: type) -> type:
         resolve(self)
 
     cls.__post_init__ = __post_init__
-    return dataclasses.dataclass(cls)
+    return as_dataclass(cls)
 
 
 def wrap_steps(cls: type, steps: Mapping[str, Callable[[Any, Callable], None]]) -> None:
     """Let ``wrapper(server_args, previous)`` run in the place of each named step of the resolution."""
     for step, wrapper in steps.items():
         method = f"_{step}"
-        setattr(cls, method, _wrapped(getattr(cls, method), wrapper))
+        setattr(cls, method, wrapped(getattr(cls, method), wrapper))
 
 
-def _wrapped(previous: Callable, wrapper: Callable[[Any, Callable], None]) -> Callable:
+def wrapped(previous: Callable, wrapper: Callable[[Any, Callable], None]) -> Callable:
+    """A step that calls ``wrapper(server_args, previous)``."""
+
     @functools.wraps(previous)
     def step(server_args):
         wrapper(server_args, previous)
@@ -63,6 +70,10 @@ def add_backend_choice(name: str) -> None:
     from sglang.srt.server_args import add_attention_backend_choices
 
     add_attention_backend_choices([name])
+
+
+def resolve(server_args: Any) -> None:
+    """Nothing is left to do: arguments resolve when they are made."""
 
 
 def requested(server_args: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SGLang's Triton kernel that lists a batch's slots: 0.5.23 has it in another package."""
+"""SGLang's Triton kernel that lists a batch's slots: it has moved twice."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ def _exists(module: str) -> bool:
         return False
 
 
-_BEFORE, _SINCE_0_5_23 = (f"sglang.kernels.ops.{package}.kv_indices" for package in ("kvcache", "attention"))
-_PATH = f"{_BEFORE if _exists(_BEFORE) else _SINCE_0_5_23}.create_flashinfer_kv_indices_triton"
+# Since 0.5.23, since 0.5.16, before.
+_MODULES = (
+    "sglang.kernels.ops.attention.kv_indices",
+    "sglang.kernels.ops.kvcache.kv_indices",
+    "sglang.srt.layers.attention.triton_ops.kv_indices",
+)
+_PATH = f"{next(filter(_exists, _MODULES), _MODULES[0])}.create_flashinfer_kv_indices_triton"
 
 TARGETS = (Target(_PATH),)
 

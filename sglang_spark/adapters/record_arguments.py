@@ -1,4 +1,4 @@
-"""SGLang 0.5.21 on: the arguments are a record, and steps of their resolution are wrapped by name."""
+"""SGLang 0.5.20 on: the arguments are a record, and steps of their resolution are wrapped by name."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def add_backend_choice(name: str) -> None:
     from sglang.srt.arg_groups.choices import add_attention_backend_choices
 
     add_attention_backend_choices([name])
+
+
+def resolve(server_args: Any) -> None:
+    """Run all steps of the resolution, as a starting server does."""
+    server_args.resolve_once()
 
 
 def requested(server_args: Any) -> dict[str, Any]:
