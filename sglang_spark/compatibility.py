@@ -37,7 +37,7 @@ class Launch:
 
     def setting(self, field: str) -> Any:
         """A resolved argument; None where this release of SGLang does not have it, so that nobody can ask for it."""
-        return None if field in adapters.pools.ABSENT_SETTINGS else getattr(self.resolved, field)
+        return None if field in adapters.ABSENT_SETTINGS else getattr(self.resolved, field)
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,13 @@ def _runs_triton(launch: Launch) -> bool:
 
 
 def _whole_prefill_graphs(launch: Launch) -> Any:
-    config = launch.resolved.cuda_graph_config
+    config = launch.setting("cuda_graph_config")
     return "full" if config is not None and config.prefill.backend == "full" else None
 
 
 def _sglang_canary(launch: Launch) -> Any:
-    return launch.resolved.kv_canary if launch.resolved.kv_canary != "none" else None
+    canary = launch.setting("kv_canary")
+    return canary if canary != "none" else None
 
 
 def _disaggregated(launch: Launch) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sglang.srt.runtime_context import get_parallel
 
-from sglang_spark.adapters import settings
+from sglang_spark.adapters import backend, settings
 from sglang_spark.adapters.model_share import ModelShare
 from sglang_spark.config import SparkConfig
 from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
@@ -47,7 +46,7 @@ class PoolLayout:
                 config.key_format(layer_id, model_config.head_dim, share.model_dtype) for layer_id in share.layers
             ),
             value_format=config.value_format(model_config.v_head_dim, auto_dtype),
-            num_kv_heads=model_config.get_num_kv_heads(get_parallel().attn_tp_size),
+            num_kv_heads=model_config.get_num_kv_heads(backend.attention_tp_size()),
             model_dtype=share.model_dtype,
         )
 

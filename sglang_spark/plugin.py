@@ -38,9 +38,10 @@ def configure_pool_of_bytes(original, builder, *args, **kwargs):
         builder.kv_cache_dtype = dense_dtype
 
 
-def size_by_rows(original, sizer, builder, num_layers):
-    """Bytes per token that capacity is computed from."""
-    return _layout_of(builder).bytes_per_token if spark_is_on(builder) else original(sizer, builder, num_layers)
+def size_by_rows(original, *args):
+    """Bytes per token that capacity is computed from; the builder of the pool is the last argument but one."""
+    builder = args[-2]
+    return _layout_of(builder).bytes_per_token if spark_is_on(builder) else original(*args)
 
 
 def build_spark_pool(original, builder, **settings):
@@ -94,7 +95,7 @@ HOOKS: tuple[Hook, ...] = (
         Target("sglang.srt.server_args.ServerArgs"),
         SparkServerArgs,
         HookType.REPLACE,
-        "the four flags, in every place where SGLang reads arguments",
+        "the five flags, in every place where SGLang reads arguments",
     ),
     Hook(adapters.pools.CONFIGURE, configure_pool_of_bytes, HookType.AROUND, "the pool holds bytes"),
     Hook(adapters.pools.CELL_SIZE, size_by_rows, HookType.AROUND, "capacity from the real bytes per token"),

@@ -27,12 +27,12 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
     layout
         Row formats of the layers.
     dtype, head_num, head_dim, v_head_dim
-        As SGLang passes them for a dense pool; the layout replaces them.
+        As SGLang passes them for a dense pool (0.5.10 without ``v_head_dim``); the layout replaces them.
     kwargs
         Everything else goes to ``MHATokenToKVPool``.
     """
 
-    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim, **kwargs):
+    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim=None, **kwargs):
         self.layout = layout
         # By global layer id; made once, because attention asks for them in every layer of every step.
         self._layer_rows: dict[int, LayerRows] = {}

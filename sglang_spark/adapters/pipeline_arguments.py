@@ -6,13 +6,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sglang_spark.adapters.dataclass_arguments import (
-    CLASS_KEYWORDS,
-    HAS_NAMESPACES,
-    add_backend_choice,
-    as_dataclass,
-    wrapped,
-)
+from sglang_spark.adapters.dataclass_arguments import CLASS_KEYWORDS, HAS_NAMESPACES, A, Arg, as_dataclass
+from sglang_spark.adapters.dataclass_resolution import add_backend_choice, wrapped
 from sglang_spark.adapters.record_arguments import declare, model_config, requested, resolve, resolved
 from sglang_spark.adapters.targets import Target
 
@@ -24,6 +19,8 @@ _MODULES = {
 }
 
 TARGETS = (
+    Target("sglang.srt.arg_groups.arg_utils.A"),
+    Target("sglang.srt.arg_groups.arg_utils.Arg"),
     Target("sglang.srt.server_args.add_attention_backend_choices"),
     Target("sglang.srt.server_args.ServerArgs.resolve_once", ("self",)),
     Target(f"{_GROUPS}.overrides.declare_resolution", ("server_args", "source", "**fields")),
@@ -46,6 +43,8 @@ __all__ = [
     "CLASS_KEYWORDS",
     "HAS_NAMESPACES",
     "TARGETS",
+    "A",
+    "Arg",
     "add_backend_choice",
     "complete",
     "declare",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sglang.srt.arg_groups.arg_utils import A, Arg
+
 from sglang_spark.adapters.targets import Target
 
 # Each field of a record belongs to a namespace, from which every process reads it.
@@ -15,6 +17,8 @@ CLASS_KEYWORDS = {"dict": True}
 _OVERRIDES = "sglang.srt.arg_groups.overrides"
 
 TARGETS = (
+    Target("sglang.srt.arg_groups.arg_utils.A"),
+    Target("sglang.srt.arg_groups.arg_utils.Arg"),
     Target("sglang.srt.arg_groups.choices.add_attention_backend_choices"),
     Target("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
     Target(f"{_OVERRIDES}.declare_resolution", ("server_args", "source", "**fields")),
@@ -72,3 +76,20 @@ def declare(server_args: Any, **fields: Any) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution
 
     declare_resolution(server_args, "sglang_spark", **fields)
+
+
+__all__ = [
+    "CLASS_KEYWORDS",
+    "HAS_NAMESPACES",
+    "TARGETS",
+    "A",
+    "Arg",
+    "add_backend_choice",
+    "complete",
+    "declare",
+    "model_config",
+    "requested",
+    "resolve",
+    "resolved",
+    "wrap_steps",
+]

@@ -1,4 +1,4 @@
-"""SGLang 0.5.14: the model runner sizes and builds its pools itself."""
+"""SGLang 0.5.10 to 0.5.14: the model runner sizes and builds its pools itself."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from unittest import mock
 import torch
 
 from sglang_spark.adapters.model_share import ModelShare
-from sglang_spark.adapters.targets import Target
+from sglang_spark.adapters.targets import Target, exists
 
 _MIXIN = "sglang.srt.model_executor.model_runner_kv_cache_mixin"
 _RUNNER = f"{_MIXIN}.ModelRunnerKVCacheMixin"
+# Not in 0.5.10.
+_SIZER = "sglang.srt.model_executor.pool_configurator"
 
 # What reads the dtype of the pool, from sizing it to building it; bytes per token; the pool.
 CONFIGURE = Target(f"{_RUNNER}.init_memory_pool", ("self", "pre_model_load_memory"))
-CELL_SIZE = Target(
-    "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
-    ("self", "mr", "num_layers"),
+CELL_SIZE = (
+    Target(f"{_SIZER}.DefaultPoolConfigurator._compute_cell_size", ("self", "mr", "num_layers"))
+    if exists(_SIZER)
+    else Target(f"{_RUNNER}.get_cell_size_per_token", ("self", "num_layers"))
 )
 BUILD = Target(f"{_RUNNER}._init_pools", ("self",))
 
@@ -30,7 +33,7 @@ TARGETS = (
     Target("sglang.srt.model_executor.model_runner.ModelRunner.mambaish_config"),
 )
 
-# Settings that SparK refuses and this release does not have.
+# Settings that SparK refuses and these releases do not have.
 ABSENT_SETTINGS = frozenset({"dcp_size", "enable_page_major_kv_layout", "enable_unified_memory"})
 
 
@@ -47,11 +50,12 @@ def build(original: Callable, builder: Any, settings: dict[str, Any], pool_class
 
 def has_hybrid_layers(model_config: Any) -> bool:
     """Whether SGLang builds a hybrid pool, for linear-attention or state-space layers."""
-    from sglang.srt.model_executor.model_runner import _UNSET, ModelRunner
+    from sglang.srt.model_executor import model_runner
 
-    # A property of runners, which reads no more than this of them.
-    runner = ModelRunner.__new__(ModelRunner)
-    runner.model_config, runner.is_draft_worker, runner._linear_attn_registry_cache = model_config, False, _UNSET
+    # A property of runners, which reads no more than this of them; 0.5.10 has no cache.
+    runner = model_runner.ModelRunner.__new__(model_runner.ModelRunner)
+    runner.model_config, runner.is_draft_worker = model_config, False
+    runner._linear_attn_registry_cache = getattr(model_runner, "_UNSET", None)
     return runner.mambaish_config is not None
 
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Iterable
+from importlib.util import find_spec
 from types import EllipsisType, ModuleType
 from typing import Any, NamedTuple
 
@@ -67,12 +68,9 @@ class Target(NamedTuple):
 
 
 _BACKEND = "sglang.srt.layers.attention.base_attn_backend.AttentionBackend"
-_FORWARD = ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "**kwargs")
 
 # The same in every release; what differs is in the adapter modules' own TARGETS, and what is hooked in plugin.HOOKS.
 COMMON: tuple[Target, ...] = (
-    Target("sglang.srt.arg_groups.arg_utils.A"),
-    Target("sglang.srt.arg_groups.arg_utils.Arg"),
     Target("sglang.srt.entrypoints.engine.Engine.server_args_class"),
     Target("sglang.srt.layers.attention.attention_registry.register_attention_backend", ("name",)),
     Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.get_key_buffer", ("self", "layer_id")),
@@ -80,16 +78,20 @@ COMMON: tuple[Target, ...] = (
     Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.set_kv_buffer"),
     Target("sglang.srt.constants.GPU_MEMORY_TYPE_KV_CACHE"),
     Target(f"{_BACKEND}.init_forward_metadata", ("self", "forward_batch")),
-    Target(f"{_BACKEND}.init_forward_metadata_out_graph", ("self", "forward_batch", "in_capture")),
     Target(f"{_BACKEND}.init_cuda_graph_state", ("self", "max_bs", "max_num_tokens")),
     Target(f"{_BACKEND}.get_cuda_graph_seq_len_fill_value", ("self",)),
-    Target(f"{_BACKEND}.forward_decode", _FORWARD),
-    Target(f"{_BACKEND}.forward_extend", _FORWARD),
     Target("sglang.srt.layers.radix_attention.RadixAttention"),
     Target("sglang.srt.layers.radix_attention.AttentionType.DECODER"),
-    Target("sglang.srt.runtime_context.get_parallel", ()),
     Target("sglang.srt.configs.model_config.AttentionArch.MLA"),
 )
+
+
+def exists(module: str) -> bool:
+    """Whether SGLang has a module, without importing more than the packages it is in."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def check_release(release: str, targets: Iterable[Target]) -> None:

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 import setup_env
+from setup_env import SetupError
 from sglang_spark import adapters, plugin
 from sglang_spark.adapters import targets
 from sglang_spark.adapters.targets import Target, UnsupportedSGLangError, check_release, warn_of_release
@@ -63,3 +64,23 @@ def test_a_release_s_own_pins_take_the_place_of_the_main_ones(release):
     assert len(own) == len(main)
     assert set(own) - set(main) == set(pins)
     assert f"sglang=={release}" in setup_env.cpu_steps(release)[2][1]
+
+
+def test_a_release_that_needs_a_patch_is_told_apart_from_one_that_does_not():
+    what_a_cpu_host_needs = [" ".join(setup_env.cpu_steps(release)[3][1]) for release in (MAIN, "0.5.10.post1")]
+    assert ["sgl_kernel" in arguments for arguments in what_a_cpu_host_needs] == [False, True]
+
+
+@pytest.mark.parametrize(("installed", "result"), [("old", "new"), ("new", "new"), ("other", SetupError)])
+def test_a_patch_is_applied_once(installed, result, tmp_path):
+    module = tmp_path / "lib" / "python3.11" / "site-packages" / "sglang" / "module.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(f"{installed}\n")
+    patch = tmp_path / "1.0.patch"
+    patch.write_text("--- a/sglang/module.py\n+++ b/sglang/module.py\n@@ -1 +1 @@\n-old\n+new\n")
+    if result is SetupError:
+        with pytest.raises(SetupError, match=r"1\.0\.patch does not apply"):
+            setup_env.apply_patch(tmp_path, patch)
+    else:
+        setup_env.apply_patch(tmp_path, patch)
+        assert module.read_text() == f"{result}\n"
