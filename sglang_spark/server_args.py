@@ -9,7 +9,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang_spark.adapters import arguments
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE
 
-A, Arg = arguments.A, arguments.Arg
+A, Arg = arguments.annotation()
 KvCompress = Literal["none", "spark"]
 KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 

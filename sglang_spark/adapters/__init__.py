@@ -50,10 +50,10 @@ if arguments.HAS_NAMESPACES:
 else:
     from sglang_spark.adapters import argument_settings as settings
 
-if exists("sglang.srt.mem_cache.kv_cache_configurator"):
-    from sglang_spark.adapters import configured_pools as pools
-else:
+if exists("sglang.srt.model_executor.model_runner_kv_cache_mixin"):
     from sglang_spark.adapters import runner_pools as pools
+else:
+    from sglang_spark.adapters import configured_pools as pools
 
 if exists("sglang.srt.runtime_context"):
     from sglang_spark.adapters import capturing_backend as backend
@@ -63,7 +63,8 @@ else:
     from sglang_spark.adapters import older_stats as stats
 
 ABSENT_SETTINGS = pools.ABSENT_SETTINGS | backend.ABSENT_SETTINGS
-TARGETS = (*COMMON, *arguments.TARGETS, *settings.TARGETS, *pools.TARGETS, *backend.TARGETS, *kv_indices.TARGETS)
+_CHOSEN = (arguments, settings, pools, backend, stats, kv_indices)
+TARGETS = (*COMMON, *(target for adapter in _CHOSEN for target in adapter.TARGETS))
 
 # Again: modules of this package import what these name.
 check_release(RELEASE, TARGETS)

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Annotated, Any, get_type_hints
 
 from sglang.srt.arg_groups import arg_utils
-from sglang.srt.arg_groups.arg_utils import A, Arg
 
 from sglang_spark.adapters import dataclass_resolution
 from sglang_spark.adapters.dataclass_resolution import (
@@ -33,6 +32,11 @@ TARGETS = (
 )
 
 
+def annotation() -> tuple[Any, Any]:
+    """What a field of the arguments is annotated with, ``A[type, Arg(help=...)]``: ``A`` and ``Arg``."""
+    return arg_utils.A, arg_utils.Arg
+
+
 def as_dataclass(cls: type) -> type:
     """Decorates a class that adds fields to the dataclass of arguments."""
     own = get_type_hints(cls, include_extras=True)
@@ -51,9 +55,8 @@ __all__ = [
     "CLASS_KEYWORDS",
     "HAS_NAMESPACES",
     "TARGETS",
-    "A",
-    "Arg",
     "add_backend_choice",
+    "annotation",
     "complete",
     "declare",
     "model_config",

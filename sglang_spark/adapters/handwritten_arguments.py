@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Annotated as A
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from sglang_spark.adapters import dataclass_resolution
 from sglang_spark.adapters.dataclass_resolution import (
@@ -32,10 +31,15 @@ TARGETS = (
 )
 
 
-class Arg(NamedTuple):
+class _Flag(NamedTuple):
     """What later releases' ``Arg`` says of a field, as far as SparK's flags need it."""
 
     help: str
+
+
+def annotation() -> tuple[Any, Any]:
+    """What a field of the arguments is annotated with, ``A[type, Arg(help=...)]``: ``A`` and ``Arg``."""
+    return Annotated, _Flag
 
 
 def complete(cls: type) -> type:
@@ -48,14 +52,14 @@ def complete(cls: type) -> type:
     def add_cli_args(parser: argparse.ArgumentParser):
         add_inherited(parser)
         for name, annotation in own.items():
-            kind, arg = get_args(annotation)
+            kind, flag = get_args(annotation)
             choices = get_args(kind) if get_origin(kind) is Literal else None
             parser.add_argument(
                 f"--{name.replace('_', '-')}",
                 type=type(choices[0]) if choices else kind,
                 choices=choices,
                 default=getattr(cls, name),
-                help=arg.help.replace("%", "%%"),
+                help=flag.help.replace("%", "%%"),
             )
 
     cls.add_cli_args = staticmethod(add_cli_args)
@@ -66,9 +70,8 @@ __all__ = [
     "CLASS_KEYWORDS",
     "HAS_NAMESPACES",
     "TARGETS",
-    "A",
-    "Arg",
     "add_backend_choice",
+    "annotation",
     "complete",
     "declare",
     "model_config",

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_spark.adapters.targets import Target
+
+_METRICS = "sglang.srt.observability.metrics_collector"
+
+TARGETS = (Target(f"{_METRICS}.SchedulerStats.num_used_tokens"),)
+
 
 def held_tokens(stats: Any) -> int:
     """Tokens in the pool that requests use."""

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sglang_spark.adapters.dataclass_arguments import CLASS_KEYWORDS, HAS_NAMESPACES, A, Arg, as_dataclass
+from sglang_spark.adapters.dataclass_arguments import CLASS_KEYWORDS, HAS_NAMESPACES, annotation, as_dataclass
 from sglang_spark.adapters.dataclass_resolution import add_backend_choice, wrapped
 from sglang_spark.adapters.record_arguments import declare, model_config, requested, resolve, resolved
 from sglang_spark.adapters.targets import Target
@@ -43,9 +43,8 @@ __all__ = [
     "CLASS_KEYWORDS",
     "HAS_NAMESPACES",
     "TARGETS",
-    "A",
-    "Arg",
     "add_backend_choice",
+    "annotation",
     "complete",
     "declare",
     "model_config",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sglang.srt.arg_groups.arg_utils import A, Arg
-
 from sglang_spark.adapters.targets import Target
 
 # Each field of a record belongs to a namespace, from which every process reads it.
@@ -25,6 +23,13 @@ TARGETS = (
     Target(f"{_OVERRIDES}.resolving_view"),
     Target(f"{_OVERRIDES}.model_config_of"),
 )
+
+
+def annotation() -> tuple[Any, Any]:
+    """What a field of the arguments is annotated with, ``A[type, Arg(help=...)]``: ``A`` and ``Arg``."""
+    from sglang.srt.arg_groups.arg_utils import A, Arg
+
+    return A, Arg
 
 
 def complete(cls: type) -> type:
@@ -76,20 +81,3 @@ def declare(server_args: Any, **fields: Any) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution
 
     declare_resolution(server_args, "sglang_spark", **fields)
-
-
-__all__ = [
-    "CLASS_KEYWORDS",
-    "HAS_NAMESPACES",
-    "TARGETS",
-    "A",
-    "Arg",
-    "add_backend_choice",
-    "complete",
-    "declare",
-    "model_config",
-    "requested",
-    "resolve",
-    "resolved",
-    "wrap_steps",
-]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -44,8 +44,12 @@ def share_of(builder: Any) -> ModelShare:
 
 def build(original: Callable, builder: Any, settings: dict[str, Any], pool_class: Callable) -> Any:
     """What `BUILD` wraps, with a ``pool_class`` in the place of SGLang's dense pool."""
-    with mock.patch(f"{_MIXIN}.MHATokenToKVPool", pool_class):
+    mixin = importlib.import_module(_MIXIN)
+    dense_class, mixin.MHATokenToKVPool = mixin.MHATokenToKVPool, pool_class
+    try:
         return original(builder, **settings)
+    finally:
+        mixin.MHATokenToKVPool = dense_class
 
 
 def has_hybrid_layers(model_config: Any) -> bool:

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_spark.adapters.targets import Target
+
+_METRICS = "sglang.srt.observability.metrics_collector"
+
+TARGETS = (
+    Target(f"{_METRICS}.SchedulerStats.kv_used_tokens"),
+    Target(f"{_METRICS}.SchedulerStats.kv_evictable_tokens"),
+    Target(f"{_METRICS}.SchedulerMetricsCollector._gauge_cls"),
+    Target(f"{_METRICS}.SchedulerMetricsCollector._counter_cls"),
+)
+
 
 def held_tokens(stats: Any) -> int:
     """Tokens in the pool, in use and cached."""
