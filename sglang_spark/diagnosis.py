@@ -90,7 +90,9 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
     model_config = adapters.arguments.model_config(arguments)
     resolved = adapters.arguments.resolved(arguments)
     share = ModelShare(model_config, range(model_config.num_hidden_layers), model_config.dtype)
-    layout = PoolLayout.of(share, resolved.kv_cache_dtype)
+    # There are no processes that could be asked.
+    attention_tp_size = resolved.tp_size // (resolved.dp_size if resolved.enable_dp_attention else 1)
+    layout = PoolLayout.of(share, resolved.kv_cache_dtype, attention_tp_size)
     bytes_per_token = {
         "dense": layout.dense_bytes_per_token,
         "dense_fp8": layout.dense_bytes_per_token // layout.model_dtype.itemsize,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sglang_spark.adapters import backend, settings
+from sglang_spark.adapters import settings
 from sglang_spark.adapters.model_share import ModelShare
 from sglang_spark.config import SparkConfig
 from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
@@ -34,8 +34,18 @@ class PoolLayout:
     model_dtype: torch.dtype
 
     @classmethod
-    def of(cls, share: ModelShare, kv_cache_dtype: str) -> PoolLayout:
-        """The layout that the published arguments ask for, where ``--kv-cache-dtype`` is ``kv_cache_dtype``."""
+    def of(cls, share: ModelShare, kv_cache_dtype: str, attention_tp_size: int) -> PoolLayout:
+        """The layout that the published arguments ask for.
+
+        Parameters
+        ----------
+        share
+            What this process holds of the model.
+        kv_cache_dtype
+            ``--kv-cache-dtype`` as resolved.
+        attention_tp_size
+            Processes that share the heads of an attention layer.
+        """
         model_config = share.model_config
         config = SparkConfig.from_args(
             settings.memory_settings(), head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers
@@ -46,7 +56,7 @@ class PoolLayout:
                 config.key_format(layer_id, model_config.head_dim, share.model_dtype) for layer_id in share.layers
             ),
             value_format=config.value_format(model_config.v_head_dim, auto_dtype),
-            num_kv_heads=model_config.get_num_kv_heads(backend.attention_tp_size()),
+            num_kv_heads=model_config.get_num_kv_heads(attention_tp_size),
             model_dtype=share.model_dtype,
         )
 

@@ -53,7 +53,11 @@ def build_spark_pool(original, builder, **settings):
 
 
 def _layout_of(builder: Any) -> PoolLayout:
-    return PoolLayout.of(adapters.pools.share_of(builder), adapters.settings.kv_cache_dtype(builder))
+    return PoolLayout.of(
+        adapters.pools.share_of(builder),
+        adapters.settings.kv_cache_dtype(builder),
+        adapters.backend.attention_tp_size(),
+    )
 
 
 def _spark_pool(layout: PoolLayout, size: int, **kwargs):
