@@ -216,6 +216,10 @@ def serving(url: str | None, *arguments: str) -> Iterator[str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that is free, as is likely the one 10,000 above, where SGLang may put its gRPC endpoint."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port + 10_000 < 1 << 16:
+            return port

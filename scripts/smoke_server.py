@@ -66,9 +66,9 @@ def main() -> int:
 
 def _check_targets() -> None:
     """Everything that SparK hooks into is there, also in a release that start-up does not question."""
-    from sglang_spark import adapters
+    from sglang_spark import plugin
 
-    problems = [problem for target in adapters.TARGETS if (problem := target.problem()) is not None]
+    problems = [problem for target in plugin.TARGETS if (problem := target.problem()) is not None]
     if problems:
         raise SmokeFailed("; ".join(problems))
 

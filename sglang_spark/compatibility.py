@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch
 
+from sglang_spark import adapters
 from spark_kernels.gpu import HEAD_DIMS, MAX_GROUP
 from spark_kernels.implementation import runs_triton
 
@@ -34,6 +34,10 @@ class Launch:
     requested: dict[str, Any]
     resolved: Any
     model_config: Any
+
+    def setting(self, field: str) -> Any:
+        """A resolved argument; None where this release of SGLang does not have it, so that nobody can ask for it."""
+        return None if field in adapters.ABSENT_SETTINGS else getattr(self.resolved, field)
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,11 @@ class Refusal:
 
 
 def _switched_on(field: str) -> Callable[[Launch], Any]:
-    return lambda launch: getattr(launch.resolved, field) or None
+    return lambda launch: launch.setting(field) or None
 
 
 def _above_one(field: str) -> Callable[[Launch], Any]:
-    return lambda launch: getattr(launch.resolved, field) if getattr(launch.resolved, field) > 1 else None
+    return lambda launch: size if (size := launch.setting(field)) is not None and size > 1 else None
 
 
 def _other_backend(field: str) -> Callable[[Launch], Any]:
@@ -113,12 +117,13 @@ def _runs_triton(launch: Launch) -> bool:
 
 
 def _whole_prefill_graphs(launch: Launch) -> Any:
-    config = launch.resolved.cuda_graph_config
+    config = launch.setting("cuda_graph_config")
     return "full" if config is not None and config.prefill.backend == "full" else None
 
 
 def _sglang_canary(launch: Launch) -> Any:
-    return launch.resolved.kv_canary if launch.resolved.kv_canary != "none" else None
+    canary = launch.setting("kv_canary")
+    return canary if canary != "none" else None
 
 
 def _disaggregated(launch: Launch) -> Any:
@@ -150,7 +155,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "model with linear-attention or state-space layers",
         # By name: 0.5.18 and older have no such member.
-        _model_is(lambda model: mambaish_config(model) is not None or model.attention_arch.name == "SSM"),
+        _model_is(lambda model: adapters.pools.has_hybrid_layers(model) or model.attention_arch.name == "SSM"),
         "its layers use a hybrid pool, which SparK does not build",
         _SERVE_DENSE,
     ),

@@ -78,25 +78,21 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
     SystemExit
         SGLang's parser does not know a flag or its value; it has printed which.
     """
-    from sglang.srt.arg_groups.overrides import model_config_of
-    from sglang.srt.runtime_context import publish
     from sglang.srt.server_args import prepare_server_args
 
+    from sglang_spark import adapters
+    from sglang_spark.adapters.model_share import ModelShare
     from sglang_spark.layout import PoolLayout
 
     arguments = prepare_server_args(["--model-path", model_path, *flags, "--kv-compress", "spark"])
-    arguments.resolve_once()
-    publish(arguments, role="scheduler")
-    model_config = model_config_of(arguments)
-    resolved = arguments.resolved_dict()
-    layout = PoolLayout.of(
-        SimpleNamespace(
-            model_config=model_config,
-            layer_info=SimpleNamespace(start_layer=0, end_layer=model_config.num_hidden_layers),
-            kv_cache_dtype_str=resolved["kv_cache_dtype"],
-            model_dtype=model_config.dtype,
-        )
-    )
+    adapters.arguments.resolve(arguments)
+    adapters.settings.publish(arguments)
+    model_config = adapters.arguments.model_config(arguments)
+    resolved = adapters.arguments.resolved(arguments)
+    share = ModelShare(model_config, range(model_config.num_hidden_layers), model_config.dtype)
+    # There are no processes that could be asked.
+    attention_tp_size = resolved.tp_size // (resolved.dp_size if resolved.enable_dp_attention else 1)
+    layout = PoolLayout.of(share, resolved.kv_cache_dtype, attention_tp_size)
     bytes_per_token = {
         "dense": layout.dense_bytes_per_token,
         "dense_fp8": layout.dense_bytes_per_token // layout.model_dtype.itemsize,
@@ -104,7 +100,7 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
     }
     tokens = None
     if memory_gib is not None:
-        page_size = resolved["page_size"]
+        page_size = resolved.page_size
         memory = int(memory_gib * GIB)
         tokens = {cache: memory // size // page_size * page_size for cache, size in bytes_per_token.items()}
     return Fit(bytes_per_token, tokens, layout.sizes())
@@ -144,22 +140,22 @@ def _plugin() -> Check:
     load_plugins()
     from sglang_spark import plugin
 
-    loaded = all(hook.target in HookRegistry._hooks for hook in plugin.HOOKS)
+    loaded = all(hook.target.path in HookRegistry._hooks for hook in plugin.HOOKS)
     only = os.environ.get("SGLANG_PLUGINS")
     detail = "loaded by SGLang" if loaded else "not loaded by SGLang" + (f": SGLANG_PLUGINS={only}" if only else "")
     return Check("plugin", loaded, detail)
 
 
 def _hooks() -> list[Check]:
-    from sglang_spark import plugin, targets
+    from sglang_spark import plugin
 
     checks = []
     for hook in plugin.HOOKS:
-        problem = targets.problem(hook)
-        if problem is None and not targets.is_applied(hook):
-            problem = f"{hook.target} is not hooked in this process"
+        problem = hook.target.problem()
+        if problem is None and not hook.is_applied():
+            problem = f"{hook.target.path} is not hooked in this process"
         checks.append(
-            Check(f"{HOOK}{hook.target.removeprefix('sglang.srt.')}", problem is None, problem or hook.reason)
+            Check(f"{HOOK}{hook.target.path.removeprefix('sglang.srt.')}", problem is None, problem or hook.reason)
         )
     return checks
 

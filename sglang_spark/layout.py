@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from sglang.srt.runtime_context import get_parallel
 
 from sglang_spark.adapters import settings
+from sglang_spark.adapters.model_share import ModelShare
 from sglang_spark.config import SparkConfig
 from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
-
-if TYPE_CHECKING:
-    from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 
 
 @dataclass(frozen=True)
@@ -38,24 +34,30 @@ class PoolLayout:
     model_dtype: torch.dtype
 
     @classmethod
-    def of(cls, configurator: KVCacheConfigurator) -> PoolLayout:
-        """The layout that the published arguments ask for, for this process's share of the model."""
-        model_config = configurator.model_config
+    def of(cls, share: ModelShare, kv_cache_dtype: str, attention_tp_size: int) -> PoolLayout:
+        """The layout that the published arguments ask for.
+
+        Parameters
+        ----------
+        share
+            What this process holds of the model.
+        kv_cache_dtype
+            ``--kv-cache-dtype`` as resolved.
+        attention_tp_size
+            Processes that share the heads of an attention layer.
+        """
+        model_config = share.model_config
         config = SparkConfig.from_args(
             settings.memory_settings(), head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers
         )
-        layers = range(configurator.layer_info.start_layer, configurator.layer_info.end_layer)
-        # Not kv_cache_dtype: by the time the pool is built that field says uint8, what the rows are made of.
-        auto_dtype = (
-            torch.float8_e4m3fn if settings.kv_cache_dtype(configurator) == "fp8_e4m3" else configurator.model_dtype
-        )
+        auto_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else share.model_dtype
         return cls(
             key_formats=tuple(
-                config.key_format(layer_id, model_config.head_dim, configurator.model_dtype) for layer_id in layers
+                config.key_format(layer_id, model_config.head_dim, share.model_dtype) for layer_id in share.layers
             ),
             value_format=config.value_format(model_config.v_head_dim, auto_dtype),
-            num_kv_heads=model_config.get_num_kv_heads(get_parallel().attn_tp_size),
-            model_dtype=configurator.model_dtype,
+            num_kv_heads=model_config.get_num_kv_heads(attention_tp_size),
+            model_dtype=share.model_dtype,
         )
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang_spark import adapters
 from sglang_spark.layout import PoolLayout
 
 
@@ -67,12 +68,9 @@ class SparkCollector:
     """
 
     def __init__(self, collector: Any):
-        # Not at the top: SGLang sets PROMETHEUS_MULTIPROC_DIR first.
-        from prometheus_client import Counter, Gauge
-
+        # Not at the top: SGLang sets PROMETHEUS_MULTIPROC_DIR before it imports these.
+        gauge_class, counter_class = adapters.stats.metric_classes(collector)
         self._labels = collector.labels
-        gauge_class = collector._gauge_cls or Gauge
-        counter_class = collector._counter_cls or Counter
 
         def gauge(name: str, documentation: str):
             return gauge_class(
@@ -114,8 +112,7 @@ class SparkCollector:
         report = _usage.report()
         for name, gauge in self._sizes.items():
             gauge.labels(**self._labels).set(report[name])
-        held = stats.kv_used_tokens + stats.kv_evictable_tokens
-        self._saved_bytes.labels(**self._labels).set(_usage.saved_bytes(held))
+        self._saved_bytes.labels(**self._labels).set(_usage.saved_bytes(adapters.stats.held_tokens(stats)))
         for name, counter in self._counters.items():
             counter.labels(**self._labels).inc(report[name] - self._counted[name])
             self._counted[name] = report[name]
@@ -123,8 +120,6 @@ class SparkCollector:
 
 def add_metrics(_, collector, *args, **kwargs):
     """After SGLang's scheduler collector is made: SparK's metrics beside its own."""
-    from sglang_spark import adapters
-
     if adapters.settings.memory_settings().kv_compress == "spark":
         collector.spark = SparkCollector(collector)
 

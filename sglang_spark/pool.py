@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import numpy as np
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
-from sglang.srt.mem_cache.memory_pool import KvBufferDesc, MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
+from sglang_spark.adapters import pools
 from sglang_spark.layout import PoolLayout
 from spark_kernels.record import LayerRows
 
 
-class SparkTokenToKVPool(MHATokenToKVPool):
+class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
     """A pool whose key of a token and KV head is one SparK row, and whose value is one value row.
 
     To SGLang it is an ``MHATokenToKVPool`` of dtype uint8 whose head_dim is the size of a row, so slot moves, CPU
@@ -27,12 +27,12 @@ class SparkTokenToKVPool(MHATokenToKVPool):
     layout
         Row formats of the layers.
     dtype, head_num, head_dim, v_head_dim
-        As SGLang passes them for a dense pool; the layout replaces them.
+        As SGLang passes them for a dense pool (0.5.10 without ``v_head_dim``); the layout replaces them.
     kwargs
         Everything else goes to ``MHATokenToKVPool``.
     """
 
-    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim, **kwargs):
+    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim=None, **kwargs):
         self.layout = layout
         # By global layer id; made once, because attention asks for them in every layer of every step.
         self._layer_rows: dict[int, LayerRows] = {}
@@ -62,25 +62,15 @@ class SparkTokenToKVPool(MHATokenToKVPool):
             "by itself is not supported with --kv-compress spark"
         )
 
-    def _row_bytes(self) -> list[int]:
-        """Size of a row per buffer, in the order k0 .. k(L-1), v0 .. v(L-1)."""
+    def buffer_shapes(self) -> list[tuple[int, int, int]]:
+        """Slots, KV heads and bytes of a row per buffer, in the order k0 .. k(L-1), v0 .. v(L-1)."""
         keys = [key_format.row_bytes for key_format in self.layout.key_formats]
-        return keys + [self.layout.value_format.row_bytes] * len(keys)
+        values = [self.layout.value_format.row_bytes] * len(keys)
+        return [(self.size + self.page_size, self.head_num, row_bytes) for row_bytes in keys + values]
 
-    def _create_buffers_normal(self):
+    def make_buffers(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Zeroed rows of keys and of values, one uint8 tensor per layer each."""
         pool = torch.cuda.use_mem_pool(self.custom_mem_pool) if self.enable_custom_mem_pool else nullcontext()
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE), pool:
-            buffers = [
-                torch.zeros(self.size + self.page_size, self.head_num, row_bytes, dtype=torch.uint8, device=self.device)
-                for row_bytes in self._row_bytes()
-            ]
-        self.k_buffer = buffers[: self.layer_num]
-        self.v_buffer = buffers[self.layer_num :]
-
-    def _build_kv_buffer_descs(self):
-        names = [f"{kind}{layer}" for kind in "kv" for layer in range(self.layer_num)]
-        shapes = [(self.size + self.page_size, self.head_num, row_bytes) for row_bytes in self._row_bytes()]
-        return [
-            KvBufferDesc(name, shape, row_bytes=int(np.prod(shape[1:])), tokens_per_row=1)
-            for name, shape in zip(names, shapes, strict=True)
-        ]
+            buffers = [torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in self.buffer_shapes()]
+        return buffers[: self.layer_num], buffers[self.layer_num :]

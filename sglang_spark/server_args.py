@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from sglang.srt.arg_groups.arg_utils import A, Arg
 from sglang.srt.server_args import ServerArgs
 
 from sglang_spark.adapters import arguments
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE
 
+A, Arg = arguments.annotation()
 KvCompress = Literal["none", "spark"]
 KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 

@@ -1,14 +1,23 @@
-"""SGLang 0.5.16 to 0.5.18: the arguments are a dataclass that resolves itself, step by step, when it is made."""
+"""SGLang 0.5.14 to 0.5.18: the arguments are a dataclass, its flags follow from the annotations of its fields."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
 
 from sglang.srt.arg_groups import arg_utils
 
+from sglang_spark.adapters import dataclass_resolution
+from sglang_spark.adapters.dataclass_resolution import (
+    add_backend_choice,
+    declare,
+    keep_request,
+    model_config,
+    requested,
+    resolve,
+    resolved,
+    wrap_steps,
+)
 from sglang_spark.adapters.targets import Target
 
 # In 0.5.18 a field names the namespace it is read from; 0.5.16 has no namespaces.
@@ -16,71 +25,43 @@ HAS_NAMESPACES = hasattr(arg_utils, "NS")
 # Of the class that adds fields to SGLang's.
 CLASS_KEYWORDS: dict[str, Any] = {}
 
-_ARGUMENTS = "sglang.srt.server_args"
-
 TARGETS = (
-    Target(f"{_ARGUMENTS}.add_attention_backend_choices", ("choices",)),
-    Target(f"{_ARGUMENTS}.ServerArgs.__post_init__", ("self",)),
-    Target(f"{_ARGUMENTS}.ServerArgs._handle_missing_default_values", ("self",)),
-    Target(f"{_ARGUMENTS}.ServerArgs._handle_attention_backend_compatibility", ("self",)),
-    Target(f"{_ARGUMENTS}.ServerArgs.get_model_config", ("self",)),
+    *dataclass_resolution.TARGETS,
+    Target("sglang.srt.arg_groups.arg_utils.A"),
+    Target("sglang.srt.arg_groups.arg_utils.Arg"),
 )
 
 
-def complete(cls: type) -> type:
-    """Decorates the class that adds fields: makes it a dataclass and keeps what the user gave."""
+def annotation() -> tuple[Any, Any]:
+    """What a field of the arguments is annotated with, ``A[type, Arg(help=...)]``: ``A`` and ``Arg``."""
+    return arg_utils.A, arg_utils.Arg
+
+
+def as_dataclass(cls: type) -> type:
+    """Decorates a class that adds fields to the dataclass of arguments."""
     own = get_type_hints(cls, include_extras=True)
     for name in cls.__annotations__:
         if HAS_NAMESPACES:
             cls.__annotations__[name] = Annotated[own[name], arg_utils.NS(cls._NS_PATH)]
-    resolve = cls.__post_init__
-
-    def __post_init__(self):
-        self._spark_requested = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        resolve(self)
-
-    cls.__post_init__ = __post_init__
     return dataclasses.dataclass(cls)
 
 
-def wrap_steps(cls: type, steps: Mapping[str, Callable[[Any, Callable], None]]) -> None:
-    """Let ``wrapper(server_args, previous)`` run in the place of each named step of the resolution."""
-    for step, wrapper in steps.items():
-        method = f"_{step}"
-        setattr(cls, method, _wrapped(getattr(cls, method), wrapper))
+def complete(cls: type) -> type:
+    """Decorates the class that adds fields: makes it a dataclass and keeps what the user gave."""
+    return as_dataclass(keep_request(cls))
 
 
-def _wrapped(previous: Callable, wrapper: Callable[[Any, Callable], None]) -> Callable:
-    @functools.wraps(previous)
-    def step(server_args):
-        wrapper(server_args, previous)
-
-    return step
-
-
-def add_backend_choice(name: str) -> None:
-    """Accept ``name`` for ``--attention-backend``."""
-    from sglang.srt.server_args import add_attention_backend_choices
-
-    add_attention_backend_choices([name])
-
-
-def requested(server_args: Any) -> dict[str, Any]:
-    """Arguments as the user gave them, by field name."""
-    return server_args._spark_requested
-
-
-def resolved(server_args: Any) -> Any:
-    """Arguments as SGLang has resolved them so far: the fields themselves."""
-    return server_args
-
-
-def model_config(server_args: Any) -> Any:
-    """SGLang's ``ModelConfig`` of the model that is to be served."""
-    return server_args.get_model_config()
-
-
-def declare(server_args: Any, **fields: Any) -> None:
-    """Decide fields, for the steps that follow and for the server."""
-    for name, value in fields.items():
-        setattr(server_args, name, value)
+__all__ = [
+    "CLASS_KEYWORDS",
+    "HAS_NAMESPACES",
+    "TARGETS",
+    "add_backend_choice",
+    "annotation",
+    "complete",
+    "declare",
+    "model_config",
+    "requested",
+    "resolve",
+    "resolved",
+    "wrap_steps",
+]

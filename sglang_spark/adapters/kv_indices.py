@@ -1,23 +1,20 @@
-"""SGLang's Triton kernel that lists a batch's slots: 0.5.23 has it in another package."""
+"""SGLang's Triton kernel that lists a batch's slots: it has moved three times."""
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
-from importlib.util import find_spec
 
-from sglang_spark.adapters.targets import Target
+from sglang_spark.adapters.targets import Target, exists
 
-
-def _exists(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-_BEFORE, _SINCE_0_5_23 = (f"sglang.kernels.ops.{package}.kv_indices" for package in ("kvcache", "attention"))
-_PATH = f"{_BEFORE if _exists(_BEFORE) else _SINCE_0_5_23}.create_flashinfer_kv_indices_triton"
+# Since 0.5.23, since 0.5.16, in 0.5.14, in 0.5.10.
+_MODULES = (
+    "sglang.kernels.ops.attention.kv_indices",
+    "sglang.kernels.ops.kvcache.kv_indices",
+    "sglang.srt.layers.attention.triton_ops.kv_indices",
+    "sglang.srt.layers.attention.utils",
+)
+_PATH = f"{next(filter(exists, _MODULES), _MODULES[0])}.create_flashinfer_kv_indices_triton"
 
 TARGETS = (Target(_PATH),)
 

@@ -6,7 +6,17 @@ from typing import Any
 
 from sglang_spark.adapters.targets import Target
 
-TARGETS = (Target("sglang.srt.runtime_context.get_memory", ()),)
+TARGETS = (
+    Target("sglang.srt.runtime_context.get_memory", ()),
+    Target("sglang.srt.runtime_context.publish", ("server_args", "role", ...)),
+)
+
+
+def publish(server_args: Any) -> None:
+    """Make this process one that was started with these arguments, as a scheduler is."""
+    from sglang.srt.runtime_context import publish
+
+    publish(server_args, role="scheduler")
 
 
 def memory_settings() -> Any:
@@ -16,6 +26,6 @@ def memory_settings() -> Any:
     return get_memory()
 
 
-def kv_cache_dtype(configurator: Any) -> str:
-    """``--kv-cache-dtype`` of the pool that ``configurator`` builds."""
-    return configurator.kv_cache_dtype_str
+def kv_cache_dtype(builder: Any) -> str:
+    """``--kv-cache-dtype`` of the pool that ``builder`` builds."""
+    return builder.kv_cache_dtype_str

@@ -1,4 +1,4 @@
-"""SGLang 0.5.21 on: the arguments are a record, and steps of their resolution are wrapped by name."""
+"""SGLang 0.5.20 on: the arguments are a record, and steps of their resolution are wrapped by name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ CLASS_KEYWORDS = {"dict": True}
 _OVERRIDES = "sglang.srt.arg_groups.overrides"
 
 TARGETS = (
+    Target("sglang.srt.arg_groups.arg_utils.A"),
+    Target("sglang.srt.arg_groups.arg_utils.Arg"),
     Target("sglang.srt.arg_groups.choices.add_attention_backend_choices"),
     Target("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
     Target(f"{_OVERRIDES}.declare_resolution", ("server_args", "source", "**fields")),
     Target(f"{_OVERRIDES}.resolving_view"),
     Target(f"{_OVERRIDES}.model_config_of"),
 )
+
+
+def annotation() -> tuple[Any, Any]:
+    """What a field of the arguments is annotated with, ``A[type, Arg(help=...)]``: ``A`` and ``Arg``."""
+    from sglang.srt.arg_groups.arg_utils import A, Arg
+
+    return A, Arg
 
 
 def complete(cls: type) -> type:
@@ -41,6 +50,11 @@ def add_backend_choice(name: str) -> None:
     from sglang.srt.arg_groups.choices import add_attention_backend_choices
 
     add_attention_backend_choices([name])
+
+
+def resolve(server_args: Any) -> None:
+    """Run all steps of the resolution, as a starting server does."""
+    server_args.resolve_once()
 
 
 def requested(server_args: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import importlib
 import inspect
 import logging
 from collections.abc import Iterable
-from types import ModuleType
+from importlib.util import find_spec
+from types import EllipsisType, ModuleType
 from typing import Any, NamedTuple
 
 from sglang_spark.releases import RUN_WITH
@@ -26,67 +27,71 @@ class Target(NamedTuple):
     path
         Dotted path from the package on.
     parameters
-        Names of its parameters in order, with their stars; None where only its presence matters.
+        Names of its parameters in order, with their stars, and at the end ``...`` where further ones do not matter;
+        None where only its presence does.
     """
 
     path: str
-    parameters: tuple[str, ...] | None = None
+    parameters: tuple[str | EllipsisType, ...] | None = None
+
+    def current(self) -> Any:
+        """What SGLang has there at present, wrapped or not.
+
+        Raises
+        ------
+        ImportError, AttributeError
+            There is no such target in this SGLang.
+        """
+        return _resolve(self.path)
 
     def problem(self) -> str | None:
         """What is wrong with it in the installed release, naming it; None if nothing is."""
         try:
-            found = _resolve(self.path)
-        except Exception as error:
+            found = self.current()
+        except Exception as error:  # the import of a module may raise anything
             return f"{self.path} is missing ({type(error).__name__}: {error})"
         if self.parameters is None:
             return None
+        # Of what a wrapper wraps, if it is wrapped.
         parameters = tuple(_starred(parameter) for parameter in inspect.signature(found).parameters.values())
-        if parameters == self.parameters:
+        if self._accepts(parameters):
             return None
-        return f"{self.path} takes ({', '.join(parameters)}) instead of ({', '.join(self.parameters)})"
+        return f"{self.path} takes ({', '.join(parameters)}) instead of ({self._expected()})"
+
+    def _accepts(self, parameters: tuple[str, ...]) -> bool:
+        if self.parameters[-1:] == (...,):
+            return parameters[: len(self.parameters) - 1] == self.parameters[:-1]
+        return parameters == self.parameters
+
+    def _expected(self) -> str:
+        return ", ".join("..." if name is ... else name for name in self.parameters)
 
 
-_POOL = "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool"
 _BACKEND = "sglang.srt.layers.attention.base_attn_backend.AttentionBackend"
-_CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
-_FORWARD = ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "**kwargs")
 
-# The same in every release; what differs is in the adapter modules' own TARGETS.
+# The same in every release; what differs is in the adapter modules' own TARGETS, and what is hooked in plugin.HOOKS.
 COMMON: tuple[Target, ...] = (
-    Target("sglang.srt.arg_groups.arg_utils.A"),
-    Target("sglang.srt.arg_groups.arg_utils.Arg"),
-    Target("sglang.srt.server_args.ServerArgs"),
     Target("sglang.srt.entrypoints.engine.Engine.server_args_class"),
-    Target(f"{_CONFIGURATOR}.configure", ("self", "pre_model_load_memory")),
-    Target(f"{_CONFIGURATOR}._build_mha_kv_pool", ("self", "max_total_num_tokens", "mha_pool_class", "quant_method")),
-    Target(
-        "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
-        ("self", "kvc", "num_layers"),
-    ),
     Target("sglang.srt.layers.attention.attention_registry.register_attention_backend", ("name",)),
-    Target(f"{_POOL}._create_buffers_normal", ("self",)),
-    Target(f"{_POOL}._build_kv_buffer_descs", ("self",)),
-    Target(f"{_POOL}.get_key_buffer", ("self", "layer_id")),
-    Target(f"{_POOL}.get_value_buffer", ("self", "layer_id")),
-    Target(f"{_POOL}.set_kv_buffer"),
-    Target("sglang.srt.mem_cache.memory_pool.KvBufferDesc", ("name", "shape", "row_bytes", "tokens_per_row")),
+    Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.get_key_buffer", ("self", "layer_id")),
+    Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.get_value_buffer", ("self", "layer_id")),
+    Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.set_kv_buffer"),
     Target("sglang.srt.constants.GPU_MEMORY_TYPE_KV_CACHE"),
     Target(f"{_BACKEND}.init_forward_metadata", ("self", "forward_batch")),
-    Target(f"{_BACKEND}.init_forward_metadata_out_graph", ("self", "forward_batch", "in_capture")),
     Target(f"{_BACKEND}.init_cuda_graph_state", ("self", "max_bs", "max_num_tokens")),
     Target(f"{_BACKEND}.get_cuda_graph_seq_len_fill_value", ("self",)),
-    Target(f"{_BACKEND}.forward_decode", _FORWARD),
-    Target(f"{_BACKEND}.forward_extend", _FORWARD),
     Target("sglang.srt.layers.radix_attention.RadixAttention"),
     Target("sglang.srt.layers.radix_attention.AttentionType.DECODER"),
-    Target("sglang.srt.runtime_context.get_parallel", ()),
-    Target("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.__init__"),
-    Target("sglang.srt.observability.metrics_collector.SchedulerMetricsCollector.log_stats", ("self", "stats")),
-    Target("sglang.srt.model_executor.model_runner.ModelRunner.forward"),
-    Target("sglang.srt.managers.scheduler.Scheduler.get_internal_state", ("self", "recv_req")),
-    Target("sglang.srt.configs.hybrid_arch.mambaish_config", ("model_config",)),
     Target("sglang.srt.configs.model_config.AttentionArch.MLA"),
 )
+
+
+def exists(module: str) -> bool:
+    """Whether SGLang has a module, without importing more than the packages it is in."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def check_release(release: str, targets: Iterable[Target]) -> None:

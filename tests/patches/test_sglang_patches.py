@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 PATCHES = sorted((Path(__file__).resolve().parents[2] / "patches" / "sglang").glob("*.patch"))
-CPU_HOST = PATCHES[0].parents[1] / "cpu_host"
+ROOT = PATCHES[0].parents[2]
+CPU_HOST, SGL_KERNEL = ROOT / "patches" / "cpu_host", ROOT / "patches" / "sgl_kernel"
+MODEL = ROOT / "examples" / "recall-model"
 TIMEOUT_S = 300
 
 PLUGIN = """
@@ -56,6 +58,24 @@ load_plugins()
 load_plugins()
 print(sglang.__file__)
 print("SAW", target.plain(1), imported_before(1), target.Thing().method(2), target.Thing.static(3), target.Old().value)
+"""
+
+RESOLVE = """
+import sys
+import sglang
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+from sglang_spark import plugin
+print(sglang.__file__)
+plugin.check_installed()
+print("PROBLEMS", [problem for target in plugin.TARGETS if (problem := target.problem())])
+arguments = ["--model-path", sys.argv[1], "--kv-compress", "spark"]
+print("BACKEND", prepare_server_args(arguments).attention_backend)
+try:
+    prepare_server_args([*arguments, "--attention-backend", "triton"])
+except ValueError as refusal:
+    print("REFUSED", refusal)
 """
 
 
@@ -118,13 +138,15 @@ def test_plugins_run_once_and_change_their_targets(patched, tmp_path):
     assert "Could not hook target.missing" in result.stderr
 
 
-def test_sglang_spark_refuses_the_patched_release_by_name(patched, tmp_path):
-    """SGLang logs the refusal and goes on without the plugin; the flag is then unknown, so nothing serves dense."""
-    env = {**os.environ, "SGLANG_PLUGINS": "spark"}
-    env["PYTHONPATH"] = os.pathsep.join([str(patched), str(CPU_HOST), env.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tmp_path), "--kv-compress", "spark"]
+def test_sglang_spark_is_at_home_in_the_patched_release(patched, tmp_path):
+    """Up to a scheduler's own checks; scripts/check_versions.py serves with it."""
+    env = {**os.environ, "SGLANG_PLUGINS": "spark,cpu_host"}
+    env["PYTHONPATH"] = os.pathsep.join(map(str, (patched, CPU_HOST, SGL_KERNEL, env.get("PYTHONPATH", ""))))
+    command = [sys.executable, "-c", RESOLVE, str(MODEL)]
     result = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert result.returncode == 2
-    assert f"does not work with SGLang {patched.name.rpartition('-')[2]}" in result.stderr
-    assert "kv_cache_configurator.KVCacheConfigurator._build_mha_kv_pool is missing" in result.stderr
-    assert "unrecognized arguments: --kv-compress spark" in result.stderr
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert str(patched) in result.stdout
+    assert "PROBLEMS []" in result.stdout
+    assert "BACKEND spark" in result.stdout
+    assert "REFUSED --kv-compress spark is not possible with" in result.stdout
+    assert "--attention-backend=triton" in result.stdout

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture
 def backend(monkeypatch) -> SparkAttnBackend:
-    monkeypatch.setattr("sglang_spark.attention.backend.get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
+    monkeypatch.setattr("sglang_spark.adapters.backend.attention_tp_size", lambda: 1)
     layout = PoolLayout(
         (KeyFormat.from_ratio(HEAD_DIM, 0.7, 2),), ValueFormat(HEAD_DIM, torch.float16), NUM_KV_HEADS, torch.float16
     )

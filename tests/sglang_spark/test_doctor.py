@@ -95,7 +95,7 @@ def test_a_lost_hook_is_named(capsys, monkeypatch, model_folder):
     status, report = _run(capsys, "--model-path", str(model_folder("llama")))
     assert status == doctor.REFUSED
     (failed,) = [check for check in report["environment"] if not check["ok"]]
-    assert "Scheduler.get_internal_state does not exist" in failed["detail"]
+    assert "Scheduler.get_internal_state is missing" in failed["detail"]
 
 
 def test_tables_for_people(capsys, model_folder):

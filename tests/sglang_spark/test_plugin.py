@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sglang_spark import plugin
+from sglang_spark.adapters.targets import Target
 from sglang_spark.attention.backend import SparkAttnBackend, check_layers
 
 
@@ -21,14 +22,11 @@ def test_every_hook_is_applied():
     plugin.check_installed()
 
 
-@pytest.mark.parametrize("hook", plugin.HOOKS, ids=lambda hook: hook.target.rpartition(".")[2])
+@pytest.mark.parametrize("hook", plugin.HOOKS, ids=lambda hook: hook.target.path.rpartition(".")[2])
 def test_a_hook_that_was_not_applied_is_named(hook, monkeypatch):
-    import pkgutil
-
-    owner, attribute = hook.target.rsplit(".", 1)
-    owner = pkgutil.resolve_name(owner)
-    monkeypatch.setattr(owner, attribute, lambda *args: None)
-    with pytest.raises(RuntimeError, match=hook.target):
+    owner, _, attribute = hook.target.path.rpartition(".")
+    monkeypatch.setattr(Target(owner).current(), attribute, lambda *args: None)
+    with pytest.raises(RuntimeError, match=hook.target.path):
         plugin.check_installed()
 
 

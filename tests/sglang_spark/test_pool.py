@@ -13,6 +13,7 @@ from sglang.srt.runtime_context import get_context, publish
 from sglang.srt.server_args import prepare_server_args
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from sglang_spark.adapters import pools
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
 from spark_kernels.record import KeyFormat, ValueFormat
@@ -75,7 +76,7 @@ def test_capacity_grows_by_the_ratio_of_bytes_per_token(settings, bytes_per_toke
 def test_layout_follows_the_published_settings(value_dtype, values, configurator):
     settings = {"spark_key_ratio": 0.8, "spark_dense_layers": "1", "spark_value_dtype": value_dtype}
     get_context().override("test", kv_compress="spark", **settings)
-    layout = PoolLayout.of(configurator)
+    layout = PoolLayout.of(pools.share_of(configurator), "auto", 1)
     assert [key_format.row_bytes for key_format in layout.key_formats] == [88, 256, 88, 88]
     assert layout.dense_bytes_per_token == DENSE_BYTES
     line = layout.summary(1000)

@@ -1,44 +1,72 @@
-"""A hook whose target has moved or changed its parameters is told apart from one that will work."""
+"""Something of SGLang that has moved or changed its parameters is told apart from what SparK expects."""
 
 from __future__ import annotations
+
+import inspect
 
 import pytest
 from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_spark import plugin, targets
-from sglang_spark.plugin import Hook
+from sglang_spark import plugin
+from sglang_spark.adapters.targets import Target
+
+ROWS = 7
 
 
-class Target:
-    def as_expected(self, batch, *, size): ...
-    def renamed(self, forward_batch, *, size): ...
-    def one_more(self, batch, *, size, quantizer=None): ...
+class Pool:
+    def __init__(self, size, *, page_size): ...
+
+    def move(self, target, source, *rest, **kwargs): ...
 
 
-def closed(original, target, batch, *, size): ...
+AS_EXPECTED = [
+    Target(f"{__name__}.ROWS"),
+    Target(f"{__name__}.Pool", ("size", "page_size")),
+    Target(f"{__name__}.Pool.move", ("self", "target", "source", "*rest", "**kwargs")),
+    Target(f"{__name__}.Pool.move", ("self", "target", ...)),
+    Target(f"{__name__}.Pool.move", ("self", "target", "source", "*rest", "**kwargs", ...)),
+]
 
 
-def open_ended(original, target, batch, *args, **kwargs): ...
-
-
-@pytest.mark.parametrize("hook", plugin.HOOKS, ids=lambda hook: hook.target.rpartition(".")[2])
-def test_every_hook_fits_the_installed_sglang(hook):
-    assert targets.problem(hook) is None
+@pytest.mark.parametrize("target", AS_EXPECTED, ids=str)
+def test_a_target_as_expected_has_no_problem(target):
+    assert target.problem() is None
 
 
 @pytest.mark.parametrize(
-    ("target", "replacement", "problem"),
-    [
-        ("as_expected", closed, None),
-        ("as_expected", open_ended, None),
-        ("one_more", open_ended, None),
-        ("one_more", closed, "has parameters SparK does not know: quantizer"),
-        ("renamed", closed, "has no parameter batch"),
-        ("renamed", open_ended, "has no parameter batch"),
-        ("gone", closed, "does not exist"),
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
+    "path", [f"{__name__}.Pool.copy", f"{__name__}.OtherPool.move", f"{__name__}.pages.Pool", "no_such_package.x"]
 )
-def test_problem(target, replacement, problem):
-    found = targets.problem(Hook(f"{__name__}.Target.{target}", replacement, HookType.AROUND, "a test"))
-    assert found is None if problem is None else problem in found
+def test_a_target_that_is_not_there_is_named(path):
+    assert Target(path).problem().startswith(f"{path} is missing (")
+
+
+@pytest.mark.parametrize(
+    ("expected", "shown"),
+    [
+        (("self", "target", "source"), "self, target, source"),
+        (("self", "source", "target", "*rest", "**kwargs"), "self, source, target, *rest, **kwargs"),
+        (("self", "target", "source", "rest", "kwargs"), "self, target, source, rest, kwargs"),
+        (("self", "source", ...), "self, source, ..."),
+    ],
+    ids=["fewer", "other-order", "no-stars", "begins-otherwise"],
+)
+def test_another_signature_is_shown_with_the_expected_one(expected, shown):
+    problem = Target(f"{__name__}.Pool.move", expected).problem()
+    assert problem == f"{__name__}.Pool.move takes (self, target, source, *rest, **kwargs) instead of ({shown})"
+
+
+@pytest.mark.parametrize("target", plugin.TARGETS, ids=lambda target: target.path)
+def test_the_installed_release_has_every_target(target):
+    # Inspected as SGLang has it: a hook's own wrapper keeps the signature of what it wraps.
+    assert target.problem() is None
+
+
+@pytest.mark.parametrize("hook", plugin.HOOKS, ids=lambda hook: hook.target.path.rpartition(".")[2])
+def test_a_replacement_accepts_what_sglang_passes_to_its_target(hook):
+    if hook.type is HookType.REPLACE:
+        return
+    parameters = inspect.signature(hook.target.current()).parameters.values()
+    by_position = [None for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    by_name = {parameter.name: None for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    # What the target was, or what it has returned, comes first.
+    inspect.signature(hook.replacement).bind(None, *by_position, **by_name)
