@@ -176,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     servers = {name: make_server(name, args.server_args) for name in args.servers}
     console.log(f"starting {', '.join(servers)}")
-    with running(servers) as fleet:
-        progress = Progress(fleet, console, args.minutes, args.programs)
+    with running(servers.values()):
+        progress = Progress(Fleet(servers), console, args.minutes, args.programs)
         failure = soak(args, progress)
         if failure:
             failure = smallest(failure, progress, args.shrink)

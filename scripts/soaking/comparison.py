@@ -44,8 +44,8 @@ def compare(program: Program, expected: Transcript, got: Transcript) -> Comparis
 
 
 def failures(said: Transcript) -> list[str]:
-    """Requests that got no answer, and malformed ones that got one."""
-    problems = [
+    """Requests that got no answer, malformed ones that got one, and other errors."""
+    problems = said.errors + [
         f"request {number} was {outcome.status}: {outcome.detail}"
         for number, outcome in enumerate(said.outcomes)
         if outcome.status in _FAILED

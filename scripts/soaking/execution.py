@@ -52,10 +52,11 @@ class Outcome:
 
 @dataclass
 class Transcript:
-    """Outcomes by a request's number, and HTTP statuses of the malformed ones by wave and position."""
+    """Outcomes by a request's number, those of malformed ones in their order, and what else went wrong."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     malformed: list[Outcome] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def run(program: Program, server: LocalServer) -> Transcript:
     past: list[_Conversation] = []
     for wave in program.waves:
         if wave.flush:
-            flush(server)
+            try:
+                flush(server)
+            except requests.RequestException as error:
+                said.errors.append(f"the cache was not flushed: {error!r}")
         first = len(said.outcomes)
         now = [_conversation(program, first + offset, past) for offset in range(len(wave.requests))]
         # All at once: how many run together must not depend on how many threads there are.

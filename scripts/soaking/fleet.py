@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -113,9 +113,9 @@ class Fleet:
 
 
 @contextmanager
-def running(servers: dict[str, LocalServer]) -> Iterator[Fleet]:
+def running(servers: Iterable[LocalServer]) -> Iterator[None]:
     """Start servers side by side: most of a start is one thread importing modules."""
-    with ExitStack() as stack, ThreadPoolExecutor(len(servers)) as pool:
-        for server in pool.map(LocalServer.__enter__, servers.values()):
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        for server in pool.map(LocalServer.__enter__, servers):
             stack.push(server)
-        yield Fleet(servers)
+        yield

@@ -1,0 +1,137 @@
+"""Random programs of requests, malformed ones, leaks and a killed scheduler; and that faults are found by them.
+
+``scripts/soak.py`` does the first for as long as it is let; docs/reliability.md has what it found.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from local_server import LocalServer
+from soaking.fleet import SERVERS, Fleet, make_server, running
+from soaking.generation import make_program
+from soaking.malformed import MALFORMED
+from soaking.programs import Document, Excerpt, Program, Request, Wave
+
+FAULTY_LAUNCHER = (sys.executable, str(Path(__file__).with_name("faulty_server.py")))
+SEED = 3
+PROGRAMS = 3
+END_S = 60
+
+
+@pytest.fixture(scope="module")
+def fault(tmp_path_factory):
+    """The file whose text is the fault of the lossless server."""
+    path = tmp_path_factory.mktemp("fault") / "fault"
+    # Servers inherit the environment.
+    os.environ["FAULT_FILE"] = str(path)
+    yield path
+    del os.environ["FAULT_FILE"]
+
+
+@pytest.fixture(scope="module")
+def started(fault):
+    """Servers by name, and what stops them."""
+    with ExitStack() as stack:
+        yield {}, stack
+
+
+@pytest.fixture
+def fleet(started):
+    """All servers; those that an earlier test ended are started again."""
+    servers, stack = started
+    missing = {
+        name: make_server(name, **({"launcher": FAULTY_LAUNCHER} if name == "lossless" else {}))
+        for name in SERVERS
+        if name not in servers or not servers[name].is_running()
+    }
+    if missing:
+        stack.enter_context(running(missing.values()))
+        servers.update(missing)
+    return Fleet(servers)
+
+
+def test_random_programs(fleet):
+    for number in range(PROGRAMS):
+        program = make_program(SEED, number)
+        problems = fleet.examine(program)
+        assert not problems, "\n".join([*problems, program.to_json()])
+    assert fleet.totals["compared"] > fleet.totals["requests"] // 4
+    for counters in fleet.counters().values():
+        assert counters["evicted tokens"] > 1000 and counters["aborted"] > 0, counters
+    assert sum(counters["retracted"] for counters in fleet.counters().values()) > 0
+
+
+def test_malformed_and_oversize_requests_are_refused_as_by_the_dense_server(fleet):
+    asked = Request(Excerpt(0, 4), question=0, via="generate", max_new_tokens=60, ignore_eos=True)
+    program = Program((Document("multi_needle", 1, 240),), (Wave((asked, asked), malformed=tuple(MALFORMED)),))
+    assert fleet.examine(program) == []
+    assert fleet.totals["answered"] == 2 and fleet.totals["malformed"] == len(MALFORMED)
+
+
+@pytest.mark.parametrize("name", ["another request's rows", "a repeated row", "rows in wrong slots"])
+def test_wrong_rows_are_found(name, fleet, fault):
+    fault.write_text(name)
+    try:
+        # Not what the inspector says after a program: that would be found on an empty cache, by one request.
+        problems = fleet.examine(make_program(SEED, 0))
+    finally:
+        fault.unlink()
+    assert any(problem.startswith("lossless: request") for problem in problems), problems
+    assert all(problem.startswith("lossless") for problem in problems), problems
+    assert fleet.examine(make_program(SEED, 0)) == []
+
+
+def test_a_leaked_slot_is_found(fleet, fault):
+    fault.write_text("a leaked slot")
+    try:
+        problems = fleet.examine(make_program(SEED, 0))
+    finally:
+        fault.unlink()
+    assert all(problem.startswith("lossless") for problem in problems)
+    assert any("memory leak detected" in problem.lower() for problem in problems), problems
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_of_a_killed_scheduler_get_an_error(stream, fleet):
+    server = fleet.servers["compressed"]
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(_ask_for_much, server, number, stream) for number in range(6)]
+        time.sleep(0.5)
+        assert not any(request.done() for request in waiting)
+        _kill_scheduler(server)
+        begin = time.monotonic()
+        ends = [request.result(timeout=END_S) for request in waiting]
+    assert all(isinstance(end, requests.RequestException) or end >= 500 for end in ends), ends
+    assert time.monotonic() - begin < END_S
+    while server.is_running() and time.monotonic() - begin < END_S:
+        time.sleep(0.1)
+    assert not server.is_running()
+
+
+def _ask_for_much(server: LocalServer, number: int, stream: bool) -> int | requests.RequestException:
+    """HTTP status, or the error, of a request for more than the server can say in the time."""
+    sampling = {"temperature": 0, "max_new_tokens": 900, "ignore_eos": True}
+    body = {"text": f"the code for {number} is", "stream": stream, "sampling_params": sampling}
+    try:
+        return requests.post(f"{server.url}/generate", json=body, timeout=END_S).status_code
+    except requests.RequestException as error:
+        return error
+
+
+def _kill_scheduler(server: LocalServer) -> None:
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if "scheduler" in " ".join(process.cmdline()):
+            process.send_signal(signal.SIGKILL)
+            return
+    raise LookupError(f"no scheduler among the processes of {server.pid}")
