@@ -12,6 +12,7 @@ from recall_tasks import make_items
 from soaking.execution import flush
 
 DRAIN_TIMEOUT_S = 60.0
+WARM_UP_S = 300.0
 STRICT = {
     # Slots free, cached and in use add up to the pool's size, after each batch and when idle; when idle, all slots of
     # requests are free.
@@ -62,6 +63,7 @@ class Inspector:
 
     def __init__(self, server: LocalServer):
         self.server = server
+        self._warm_up()
         self._first = self.probe()
 
     def inspect(self) -> None:
@@ -97,6 +99,17 @@ class Inspector:
         reply: dict[str, Any] = self.server.generate(prompt, max_new_tokens=24, return_logprob=True)
         logprobs = reply["meta_info"]["output_token_logprobs"]
         return Answer(tuple(reply["output_ids"]), tuple(logprob for logprob, *_ in logprobs))
+
+    def _warm_up(self) -> None:
+        """Let the first requests compile kernels, for which they may be longer than the server lets a request run."""
+        deadline = time.monotonic() + WARM_UP_S
+        while True:
+            try:
+                self.probe()
+                return
+            except RuntimeError as error:
+                if "answered 503" not in str(error) or time.monotonic() > deadline:
+                    raise
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_TIMEOUT_S

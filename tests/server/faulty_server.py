@@ -9,7 +9,7 @@ import runpy
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-PERIOD = 10
+PERIOD = 5
 _calls = itertools.count()
 
 

@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -18,13 +19,15 @@ import pytest
 import requests
 
 from local_server import LocalServer
+from soaking.execution import flush
 from soaking.fleet import SERVERS, Fleet, make_server, running
 from soaking.generation import make_program
 from soaking.malformed import MALFORMED
 from soaking.programs import Document, Excerpt, Program, Request, Wave
 
 FAULTY_LAUNCHER = (sys.executable, str(Path(__file__).with_name("faulty_server.py")))
-SEED = 3
+# Of programs with two crowds, a flush and every fate.
+SEED = 22
 PROGRAMS = 3
 END_S = 60
 
@@ -81,50 +84,55 @@ def test_malformed_and_oversize_requests_are_refused_as_by_the_dense_server(flee
 
 @pytest.mark.parametrize("name", ["another request's rows", "a repeated row", "rows in wrong slots"])
 def test_wrong_rows_are_found(name, fleet, fault):
-    fault.write_text(name)
-    try:
-        # Not what the inspector says after a program: that would be found on an empty cache, by one request.
-        problems = fleet.examine(make_program(SEED, 0))
-    finally:
-        fault.unlink()
-    assert any(problem.startswith("lossless: request") for problem in problems), problems
-    assert all(problem.startswith("lossless") for problem in problems), problems
-    assert fleet.examine(make_program(SEED, 0)) == []
+    server = fleet.servers["lossless"]
+    with _switched_on(fault, name):
+        verdicts = (fleet.examine(make_program(SEED, number)) for number in range(PROGRAMS))
+        problems = next(filter(None, verdicts), [])
+    flush(server)
+    assert problems and all(problem.startswith("lossless: ") for problem in problems), problems
+    server.log_line(f"FAULT: {name}")
 
 
 def test_a_leaked_slot_is_found(fleet, fault):
-    fault.write_text("a leaked slot")
-    try:
+    with _switched_on(fault, "a leaked slot"):
         problems = fleet.examine(make_program(SEED, 0))
-    finally:
-        fault.unlink()
-    assert all(problem.startswith("lossless") for problem in problems)
-    assert any("memory leak detected" in problem.lower() for problem in problems), problems
+    assert problems and all(problem.startswith("lossless: ") for problem in problems), problems
+    fleet.servers["lossless"].log_line("(?i)memory leak detected|pool mem leak detected")
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_clients_of_a_killed_scheduler_get_an_error(stream, fleet):
+def test_clients_of_a_killed_scheduler_get_an_error_and_the_server_exits(fleet):
     server = fleet.servers["compressed"]
     with ThreadPoolExecutor(6) as pool:
-        waiting = [pool.submit(_ask_for_much, server, number, stream) for number in range(6)]
+        waiting = [pool.submit(_ask_for_much, server, number, stream=number % 2 == 0) for number in range(6)]
         time.sleep(0.5)
         assert not any(request.done() for request in waiting)
         _kill_scheduler(server)
         begin = time.monotonic()
         ends = [request.result(timeout=END_S) for request in waiting]
-    assert all(isinstance(end, requests.RequestException) or end >= 500 for end in ends), ends
-    assert time.monotonic() - begin < END_S
+    assert all(
+        isinstance(end, requests.ConnectionError | requests.exceptions.ChunkedEncodingError) or end >= 500
+        for end in ends
+    ), ends
     while server.is_running() and time.monotonic() - begin < END_S:
         time.sleep(0.1)
     assert not server.is_running()
 
 
+@contextmanager
+def _switched_on(fault: Path, name: str) -> Iterator[None]:
+    fault.write_text(name)
+    try:
+        yield
+    finally:
+        fault.unlink()
+
+
 def _ask_for_much(server: LocalServer, number: int, stream: bool) -> int | requests.RequestException:
-    """HTTP status, or the error, of a request for more than the server can say in the time."""
+    """HTTP status, or the error, of a request for more than the server says in half a second."""
     sampling = {"temperature": 0, "max_new_tokens": 900, "ignore_eos": True}
     body = {"text": f"the code for {number} is", "stream": stream, "sampling_params": sampling}
     try:
-        return requests.post(f"{server.url}/generate", json=body, timeout=END_S).status_code
+        return requests.post(f"{server.url}/generate", json=body, timeout=END_S / 2).status_code
     except requests.RequestException as error:
         return error
 
