@@ -144,9 +144,9 @@ def _guarded(prompt: str, send: Any) -> Outcome:
     return Outcome(**{**vars(outcome), "prompt": prompt})
 
 
-def _post(url: str, timeout: float = ANSWER_TIMEOUT_S, **options: Any) -> Outcome:
-    """An answer as it is, in ``detail``."""
-    response = requests.post(url, timeout=timeout, **options)
+def _post(url: str, timeout: float | None = None, **options: Any) -> Outcome:
+    """An answer as it is, in ``detail``; ``timeout`` in seconds, of None `ANSWER_TIMEOUT_S`."""
+    response = requests.post(url, timeout=timeout or ANSWER_TIMEOUT_S, **options)
     if response.status_code == 503:
         # SGLANG_REQ_RUNNING_TIMEOUT.
         return Outcome("cut", http_status=503, detail=response.text)

@@ -72,7 +72,7 @@ class Inspector:
         Raises
         ------
         Unhealthy
-            With the end of the log if the server is gone.
+            With its last words if the server is gone.
         """
         try:
             self._drain()
@@ -80,7 +80,7 @@ class Inspector:
         except Unhealthy:
             raise
         except (requests.RequestException, RuntimeError) as error:
-            raise Unhealthy(f"{error!r}\n{self.server.log()[-6000:]}") from error
+            raise Unhealthy(f"{error!r}\n{_last_words(self.server.log())}") from error
         if answers != self._first:
             raise Unhealthy(f"on an empty cache it answers {answers} and answered {self._first} when it was new")
 
@@ -125,3 +125,9 @@ class Inspector:
                 state = {name: metrics[name] for name in _RUNNING} | {"free": free, "cached": cached, "size": size}
                 raise Unhealthy(f"{DRAIN_TIMEOUT_S:.0f} s after the last request the pool is not whole: {state}")
             time.sleep(0.1)
+
+
+def _last_words(log: str) -> str:
+    """Why a scheduler ended, or just the end of the log."""
+    begin = log.find("Scheduler hit an exception")
+    return log[-3000:] if begin < 0 else log[begin : begin + 3000]
