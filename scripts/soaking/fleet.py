@@ -78,8 +78,9 @@ class Fleet:
         self.totals["programs"] += 1
         self.totals["requests"] += len(program.requests())
         self.totals["malformed"] += sum(len(wave.malformed) for wave in program.waves)
-        for outcome in transcripts["dense"].outcomes:
-            self.totals[outcome.status] += 1
+        for request, outcome in zip(program.requests(), transcripts["dense"].outcomes, strict=True):
+            is_late = outcome.status == "cut" and request.fate.kind == "finish"
+            self.totals["over the time limit" if is_late else outcome.status] += 1
         return problems
 
     def is_running(self) -> bool:

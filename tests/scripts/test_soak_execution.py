@@ -195,7 +195,7 @@ def test_a_server_that_is_gone_is_unhealthy_and_its_log_is_shown(monkeypatch):
         inspector.inspect()
 
 
-def test_warming_up_takes_as_many_requests_as_it_takes(monkeypatch):
+def test_a_probe_that_the_time_limit_cuts_is_asked_again(monkeypatch):
     pool, refused = Pool(monkeypatch), ["answered 503", "answered 503"]
 
     def generate(prompt, **request):
