@@ -17,7 +17,7 @@ from soaking.programs import Program
 
 POOL_TOKENS = 1024
 REQUEST_LIMIT_S = 6
-"""Seconds after which servers end a request that runs."""
+"""Long enough for most requests of a program, too short for `generation.OVERLONG` tokens beside others."""
 
 # float32 so that batching does not change tokens; a pool that a few requests fill, and a scheduler that admits more of
 # them than it holds, so that it retracts and evicts; prefill in chunks.
@@ -33,17 +33,21 @@ SERVERS = {
 }
 
 
-def make_server(name: str, flags: Sequence[str] = (), **options: Any) -> LocalServer:
+def make_server(
+    name: str, flags: Sequence[str] = (), request_limit_s: int = REQUEST_LIMIT_S, **options: Any
+) -> LocalServer:
     """One of `SERVERS`, not started, with SGLang's strict checks; the compressed one with the canary.
 
     Parameters
     ----------
     flags
         More flags.
+    request_limit_s
+        Seconds after which it ends a request that runs.
     options
         Of `LocalServer`.
     """
-    env = STRICT | {"SGLANG_REQ_RUNNING_TIMEOUT": str(REQUEST_LIMIT_S)}
+    env = STRICT | {"SGLANG_REQ_RUNNING_TIMEOUT": str(request_limit_s)}
     env |= {"SGLANG_SPARK_CANARY": "1"} if name == "compressed" else {}
     return LocalServer(*FLAGS, *SERVERS[name], *flags, env=env, **options)
 

@@ -25,10 +25,11 @@ def is_due(fault: str) -> bool:
 
 
 def read_other_rows(slots, req_to_token, req_pool_indices, lengths, kv_indptr, out):
-    """Half of the first request's rows are those of the last request in the batch."""
+    """The last rows of the first request are those of the last request in the batch."""
     if len(lengths) > 1 and is_due("another request's rows"):
-        count = min(int(lengths[0]), int(lengths[-1])) // 2
-        slots[:count] = req_to_token[req_pool_indices[-1], :count]
+        end, other_end = int(lengths[0]), int(lengths[-1])
+        count = min(end, other_end) // 2
+        slots[end - count : end] = req_to_token[req_pool_indices[-1], other_end - count : other_end]
 
 
 def skip_a_row(slots, req_to_token, req_pool_indices, lengths, kv_indptr, out):
