@@ -25,6 +25,8 @@ STRICT = {
     "SGLANG_INVARIANT_CHECK": "2",
     # Seconds after which a client that went away is noticed.
     "SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1",
+    # A server whose scheduler fails may otherwise wait a minute for a GPU's core dump.
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
 }
 """SGLang's own checks, which end the scheduler with the reason. Sizes are published after each batch with
 ``--decode-log-interval 1 --enable-metrics``."""

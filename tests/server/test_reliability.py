@@ -31,7 +31,7 @@ SEED = 22
 PROGRAMS = 3
 # On a busy machine too, few requests are cut.
 REQUEST_LIMIT_S = 60
-END_S = 60
+END_S = 90
 
 
 @pytest.fixture(scope="module")
