@@ -35,7 +35,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-from soaking.fleet import SERVERS, Fleet, make_server, running
+from soaking.fleet import REQUEST_LIMIT_S, SERVERS, Fleet, make_server, running
 from soaking.generation import make_program, shrink
 from soaking.inspection import COUNTERS
 from soaking.programs import Program
@@ -51,6 +51,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     extent.add_argument("--replay", type=Path, metavar="PATH", help="one program, as a failure was written")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="replay it so many times; default: 1")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--request-limit",
+        type=int,
+        default=REQUEST_LIMIT_S,
+        metavar="SECONDS",
+        help=f"servers end requests that run longer; default: {REQUEST_LIMIT_S}, more for a busy machine",
+    )
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="dense among them")
     parser.add_argument(
         "--shrink", type=int, default=0, metavar="N", help="after a failure, try so many smaller programs; default: 0"
@@ -61,10 +68,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if "dense" not in args.servers:
         parser.error(f"--servers {' '.join(args.servers)}: dense is what the others are compared with")
-    for name in ("minutes", "programs", "repeat"):
+    for name in ("minutes", "programs", "repeat", "request_limit"):
         value = getattr(args, name)
         if value is not None and value <= 0:
-            parser.error(f"--{name} must be positive, got {value}")
+            parser.error(f"--{name.replace('_', '-')} must be positive, got {value}")
     if args.shrink < 0:
         parser.error(f"--shrink must not be negative, got {args.shrink}")
     if args.minutes is None and args.programs is None and args.replay is None:
@@ -152,6 +159,7 @@ def summarize(args: argparse.Namespace, progress: Progress, failure: Failure | N
     counters = fleet.counters() if fleet.is_running() else {}
     return {
         "seed": args.seed,
+        "request_limit_s": args.request_limit,
         "server_args": args.server_args,
         "seconds": round(progress.seconds),
         "programs": dict(fleet.totals),
@@ -174,7 +182,7 @@ def make_table(summary: dict[str, Any]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    servers = {name: make_server(name, args.server_args) for name in args.servers}
+    servers = {name: make_server(name, args.server_args, args.request_limit) for name in args.servers}
     console.log(f"starting {', '.join(servers)}")
     with running(servers.values()):
         progress = Progress(Fleet(servers), console, args.minutes, args.programs)

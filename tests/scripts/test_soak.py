@@ -186,6 +186,7 @@ def test_the_smallest_failing_program_is_found():
         (["--servers", "lossless"], "--servers lossless: dense is what the others are compared with"),
         (["--programs", "0"], "--programs must be positive, got 0"),
         (["--minutes", "-1"], "--minutes must be positive, got -1.0"),
+        (["--request-limit", "0"], "--request-limit must be positive, got 0"),
         (["--shrink", "-1"], "--shrink must not be negative, got -1"),
         (["--minutes", "1", "--programs", "1"], "not allowed with argument"),
     ],
@@ -225,7 +226,7 @@ class FakeFleet:
 @pytest.fixture
 def fake_servers(monkeypatch):
     fleets = []
-    monkeypatch.setattr(soak, "make_server", lambda name, flags: SimpleNamespace())
+    monkeypatch.setattr(soak, "make_server", lambda name, flags, request_limit_s: SimpleNamespace())
     monkeypatch.setattr(soak, "running", lambda servers: nullcontext())
     monkeypatch.setattr(soak, "Fleet", lambda servers: fleets.append(FakeFleet()) or fleets[-1])
     return fleets
