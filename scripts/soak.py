@@ -162,14 +162,14 @@ def summarize(args: argparse.Namespace, progress: Progress, failure: Failure | N
         "request_limit_s": args.request_limit,
         "server_args": args.server_args,
         "seconds": round(progress.seconds),
-        "programs": dict(fleet.totals),
+        "done": dict(fleet.totals),
         "servers": {name: counts | {"recall": dict(fleet.recalled[name])} for name, counts in counters.items()},
         "problems": (failure.problems if failure else []) + lost_recall(fleet),
     }
 
 
 def make_table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary['programs'].get('programs', 0)} programs in {summary['seconds']} s")
+    table = Table(title=f"{summary['done'].get('programs', 0)} programs in {summary['seconds']} s")
     table.add_column("")
     for name in summary["servers"]:
         table.add_column(name, justify="right")
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.log(f"the program that failed is in {args.failure}")
         summary = summarize(args, progress, failure)
     console.print(make_table(summary))
-    console.print(json.dumps(summary["programs"]), *summary["problems"], sep="\n", highlight=False, markup=False)
+    console.print(json.dumps(summary["done"]), *summary["problems"], sep="\n", highlight=False, markup=False)
     if args.json:
         args.json.write_text(json.dumps(summary, indent=1) + "\n")
     return 1 if summary["problems"] else 0
