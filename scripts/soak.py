@@ -2,7 +2,7 @@
 """Random programs of requests against a dense server, one with whole keys and a compressed one, until something fails.
 
     python scripts/soak.py --minutes 20 --seed 1 --json soak.json
-    python scripts/soak.py --programs 50 -- --page-size 16
+    python scripts/soak.py --programs 50 -- --page-size 16 --context-length 960
     python scripts/soak.py --replay failure.json
 
 A program is waves of concurrent requests to the recall model: branching conversations about documents that share

@@ -137,10 +137,10 @@ def _guarded(prompt: str, send: Any) -> Outcome:
     """The outcome of ``send()``, errors included."""
     try:
         outcome = send()
-    except requests.Timeout as error:
-        outcome = Outcome("hung", detail=repr(error))
     except requests.RequestException as error:
-        outcome = Outcome("lost", detail=repr(error))
+        # A timeout within a stream comes as a ConnectionError.
+        is_late = isinstance(error, requests.Timeout) or "Read timed out" in str(error)
+        outcome = Outcome("hung" if is_late else "lost", detail=repr(error))
     return Outcome(**{**vars(outcome), "prompt": prompt})
 
 

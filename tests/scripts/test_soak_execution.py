@@ -115,6 +115,8 @@ def test_a_server_that_does_not_answer_hangs(server, monkeypatch):
     monkeypatch.setattr(execution, "ANSWER_TIMEOUT_S", 0.2)
     server.answer = lambda path, body: time.sleep(0.6) or (200, b"{}")
     assert outcome(server, ASKED).status == outcome(server, STREAMED).status == "hung"
+    server.answer = lambda path, body: (200, events(answer("a", [1], None), answer("a b", [1, 2], DONE), pause=0.6))
+    assert outcome(server, STREAMED).status == "hung"
 
 
 def test_fates(server):
