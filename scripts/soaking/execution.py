@@ -200,7 +200,9 @@ def _stream(server: LocalServer, request: Request, prompt: str) -> Outcome:
         for event in _events(response):
             if "error" in event:
                 is_time_limit = "timeout" in str(event["error"])
-                return Outcome("cut" if is_time_limit else "lost", (text,), (ids,), 200, detail=json.dumps(event))
+                status = "cut" if is_time_limit else "refused"
+                code = event["error"].get("code", response.status_code)
+                return Outcome(status, (text,), (ids,), code, detail=json.dumps(event))
             text, ids, reason = event["text"], tuple(event["output_ids"]), event["meta_info"]["finish_reason"]
             if reason or len(ids) < request.fate.tokens:
                 continue

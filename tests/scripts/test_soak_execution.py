@@ -44,6 +44,8 @@ def server():
     """A server's URL and model, what it received, and ``answer`` to be set."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.received, http.url, http.model = [], f"http://127.0.0.1:{http.server_port}", "model"
+        # Clients that hang up are what is tested.
+        http.handle_error = lambda *args: None
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}).start()
         yield http
         http.shutdown()
@@ -104,6 +106,11 @@ def test_the_servers_time_limit_cuts(server):
         events(answer("a", [1], None), {"error": {"message": "Request running timeout reached."}}),
     )
     assert outcome(server, STREAMED).status == "cut" and outcome(server, STREAMED).ids == ((1,),)
+
+
+def test_a_stream_can_be_refused_after_it_began(server):
+    server.answer = lambda path, body: (200, events({"error": {"message": "too long", "code": 400}}))
+    assert (outcome(server, STREAMED).status, outcome(server, STREAMED).http_status) == ("refused", 400)
 
 
 def test_a_stream_that_just_ends_is_lost(server):
