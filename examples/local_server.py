@@ -137,6 +137,19 @@ class LocalServer:
         self._process.wait()
         self._process = None
 
+    @property
+    def pid(self) -> int:
+        """The server's main process.
+
+        Raises
+        ------
+        RuntimeError
+            It was not started, or has been stopped.
+        """
+        if self._process is None:
+            raise RuntimeError("the server has no process: it is not between start and stop")
+        return self._process.pid
+
     def is_running(self) -> bool:
         """Whether the server's main process is alive."""
         return self._process is not None and self._process.poll() is None

@@ -1,0 +1,1 @@
+"""What scripts/soak.py runs: random programs, the servers that they run against, and what must hold."""
