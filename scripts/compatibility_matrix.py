@@ -64,6 +64,7 @@ COMPRESSED = "tests/server/test_compressed.py::"
 LAUNCH = "tests/server/test_launch.py::"
 FLAGS = "tests/sglang_spark/test_flags.py::"
 CONTRACT = "tests/sglang_spark/test_row_contract.py::"
+RELIABILITY = "tests/server/test_reliability.py::"
 NEEDS_GPU = Blocked("needs a GPU")
 
 # On a CPU, by section and feature.
@@ -97,6 +98,12 @@ FEATURES: dict[str, dict[str, Cell]] = {
         "overlap scheduler": Works(LOSSLESS),
         "`--disable-overlap-schedule`": Works(SCALE + "test_without_the_radix_cache"),
         "aborts and disconnects": Works(LOSSLESS),
+        "random programs: branching chats, aborts, disconnects, timeouts, an overflowing pool": Works(
+            RELIABILITY + "test_random_programs"
+        ),
+        "a killed scheduler: clients get an error, the server exits": Works(
+            RELIABILITY + "test_clients_of_a_killed_scheduler_get_an_error_and_the_server_exits"
+        ),
         "no row changes between its write and its reads": Works(
             "tests/server/test_canary_server.py::test_a_changed_row_stops_the_server"
         ),
@@ -124,6 +131,9 @@ FEATURES: dict[str, dict[str, Cell]] = {
         "JSON schema and regular expressions": Works(SCALE + "test_asked_in_many_ways"),
         "LoRA adapters": Works(SCALE + "test_asked_in_many_ways"),
         "log-probabilities of prompt and answer": Works(SCALE + "test_logprobs_of_prompt_and_answer"),
+        "malformed requests and prompts beyond the pool or the context": Works(
+            RELIABILITY + "test_malformed_and_oversize_requests_are_refused_as_by_the_dense_server"
+        ),
         "embeddings from a generation model": Refused(
             "status 400, as without SparK", SCALE + "test_embeddings_of_a_generation_model_are_refused"
         ),
