@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import openai
 import requests
+from openai.types.chat import ChatCompletion
 
 RECALL_MODEL = Path(__file__).resolve().parent / "recall-model"
 START_TIMEOUT_S = 420.0
@@ -39,6 +40,14 @@ class Reply(NamedTuple):
     text: str
     cached_tokens: int
     prompt_tokens: int
+
+    @classmethod
+    def of(cls, completion: ChatCompletion) -> Reply:
+        """The first choice of a completion by the OpenAI client."""
+        usage = completion.usage
+        # Reported with --enable-cache-report only.
+        cached_tokens = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
+        return cls(completion.choices[0].message.content, cached_tokens, usage.prompt_tokens)
 
 
 class Capacity(NamedTuple):
@@ -197,10 +206,7 @@ class LocalServer:
         response = client.chat.completions.create(
             model=self.model, messages=messages, temperature=0, max_tokens=max_tokens
         )
-        # Reported with --enable-cache-report only.
-        details = response.usage.prompt_tokens_details
-        cached_tokens = details.cached_tokens if details else 0
-        return Reply(response.choices[0].message.content, cached_tokens, response.usage.prompt_tokens)
+        return Reply.of(response)
 
     def capacity(self) -> Capacity:
         """The start-up line about the compressed cache."""

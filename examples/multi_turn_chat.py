@@ -27,11 +27,8 @@ def chat(url: str, item: RecallItem) -> list[Reply]:
         response = client.chat.completions.create(
             model="default", messages=messages, temperature=0, max_tokens=MAX_ANSWER_TOKENS
         )
-        answer, usage = response.choices[0].message.content, response.usage
-        # Servers report it with --enable-cache-report.
-        cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
-        replies.append(Reply(answer, cached, usage.prompt_tokens))
-        messages.append({"role": "assistant", "content": answer})
+        replies.append(Reply.of(response))
+        messages.append({"role": "assistant", "content": replies[-1].text})
     return replies
 
 

@@ -87,6 +87,22 @@ class Method:
         return self.key_bytes(head_dim) + self.value_bytes(head_dim)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenEviction(Method):
+    """Keeps whole tokens, and not all of them.
+
+    Parameters
+    ----------
+    share
+        Of the tokens so far, how many stay after each prefill.
+    """
+
+    share: float
+
+    def bytes_per_token_head(self, head_dim: int) -> float:
+        return self.share * super().bytes_per_token_head(head_dim)
+
+
 def kept_count(head_dim: int, ratio: float) -> int:
     """Channels that a pruning ratio leaves, as in the authors' code."""
     return head_dim - int(ratio * head_dim)

@@ -6,26 +6,19 @@ import torch
 import torch.nn.functional as F
 
 from accuracy.outcomes import Label
-from baselines.base import WINDOW, Chunk, Method
+from baselines.base import WINDOW, Chunk, TokenEviction
 
 POOLING = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapKV(Method):
+class SnapKV(TokenEviction):
     """Keeps the tokens that the last 32 queries attend to most, by KV head.
 
     SnapKV (https://arxiv.org/abs/2404.14469): attention of the observation window summed over queries, averaged over
     5 neighbours; the window itself stays. The first question of a conversation stands in the window, later ones do
     not, which is what a shared prefix is like.
-
-    Parameters
-    ----------
-    share
-        Of the tokens so far, how many stay after each prefill.
     """
-
-    share: float
 
     @property
     def label(self) -> Label:
@@ -44,6 +37,3 @@ class SnapKV(Method):
         chosen = votes.topk(count - window, dim=-1).indices.sort(dim=-1).values
         recent = torch.arange(present - window, present).expand(num_kv_heads, -1)
         return torch.cat([chosen, recent], dim=-1)
-
-    def bytes_per_token_head(self, head_dim: int) -> float:
-        return self.share * super().bytes_per_token_head(head_dim)

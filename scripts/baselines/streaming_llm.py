@@ -5,25 +5,18 @@ from dataclasses import dataclass
 import torch
 
 from accuracy.outcomes import Label
-from baselines.base import Chunk, Method
+from baselines.base import Chunk, TokenEviction
 
 SINKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamingLLM(Method):
+class StreamingLLM(TokenEviction):
     """Keeps the first tokens and the most recent ones.
 
     StreamingLLM (https://arxiv.org/abs/2309.17453), with 4 sinks and a window that is a share of the context, so
     that its bytes can be equal to another method's. Positions are not shifted.
-
-    Parameters
-    ----------
-    share
-        Of the tokens so far, how many stay after each prefill.
     """
-
-    share: float
 
     @property
     def label(self) -> Label:
@@ -38,6 +31,3 @@ class StreamingLLM(Method):
             return None
         kept = torch.cat([torch.arange(SINKS), torch.arange(present - recent, present)])
         return kept.expand(num_kv_heads, -1)
-
-    def bytes_per_token_head(self, head_dim: int) -> float:
-        return self.share * super().bytes_per_token_head(head_dim)
