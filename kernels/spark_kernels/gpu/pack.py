@@ -110,6 +110,8 @@ def _restore_plane(keys, plane_scale, row, LAYOUT: tl.constexpr, CHANNELS: tl.co
         negative = (negative << 1) | (keys[i].to(tl.uint32, bitcast=True) >> 31)
         if LAYOUT.restore_bits == 2:
             small = (small << 1) | ((tl.abs(keys[i]) - half).to(tl.uint32, bitcast=True) >> 31)
+    negative = negative.to(tl.int32, bitcast=True)
+    small = small.to(tl.int32, bitcast=True)
     _store_bits(row, LAYOUT.plane_word * 8, ~negative, CHANNELS)
     if LAYOUT.restore_bits == 2:
         _store_bits(row, LAYOUT.plane_word * 8 + LAYOUT.head_dim // 8, ~(negative ^ small), CHANNELS)

@@ -136,11 +136,12 @@ def _int4_group(v_ptr, v_scale, SCALED: tl.constexpr, COUNT: tl.constexpr):
 @triton.jit
 def _store_int4(v_ptr, v_scale, row, SCALED: tl.constexpr, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
     """Pack the values at ``v_ptr`` into the 16-bit words at ``row``, columns of pointers; a lane has whole words."""
-    WORDS: tl.constexpr = CHANNELS // LAYOUT.groups
+    GROUPS: tl.constexpr = LAYOUT.groups
+    WORDS: tl.constexpr = CHANNELS // GROUPS
     first_word = WORDS * tl.arange(0, LAYOUT.group_channels // WORDS)[None, :]
     scale, words = _int4_group(v_ptr + first_word, v_scale, SCALED, WORDS)
     tl.store(row + LAYOUT.scale_half, scale)
-    for group in tl.static_range(1, LAYOUT.groups):
+    for group in tl.static_range(1, GROUPS):
         scale, integers = _int4_group(v_ptr + group * LAYOUT.group_channels + first_word, v_scale, SCALED, WORDS)
         tl.store(row + LAYOUT.scale_half + group, scale)
         merged = ()
