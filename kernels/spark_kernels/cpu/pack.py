@@ -22,6 +22,8 @@ from spark_kernels.reference import encode_values
 _FLOAT32_MAX = np.float32(torch.finfo(torch.float32).max)
 _FLOAT16_MAX = np.float32(torch.finfo(torch.float16).max)
 _HALF_NAN = np.uint16(0x7E00)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_INFINITY = np.uint32(0x7F800000)
 
 
 @kernel()
@@ -97,17 +99,24 @@ def _select(k, norm, wanted, channels, kept):
 
 
 @kernel()
-def _limited_key(k, limit, key):
-    """Put a key into ``key``, its channels limited to ``limit``, or zeros if one of them is not finite.
+def _largest_magnitude(k):
+    """Bits of the largest magnitude in ``k``; those of infinity or above where a number is not finite."""
+    # As integers, magnitudes are in order and NaN is above all: such loops vectorise.
+    bits = k.view(np.uint32)
+    largest = np.uint32(0)
+    for j in range(bits.shape[0]):
+        largest = max(largest, bits[j] & _MAGNITUDE)
+    return largest
 
-    Returns whether all are.
-    """
-    finite = True
-    for j in range(k.shape[0]):
-        finite &= np.isfinite(k[j])
-    for j in range(k.shape[0]):
-        key[j] = min(max(k[j], -limit), limit) if finite else np.float32(0.0)
-    return finite
+
+@kernel()
+def _limited_key(k, limit, finite):
+    """A key whose channels are limited to ``limit``, or zeros if it is not finite; ``[1, head_dim]``."""
+    key = np.zeros((1, k.shape[0]), np.float32)
+    if finite:
+        for j in range(k.shape[0]):
+            key[0, j] = min(max(k[j], -limit), limit)
+    return key
 
 
 @kernel()
@@ -134,7 +143,7 @@ def _half_rounded_up(x):
 
 @kernel()
 def _fill_plane(key, plane_scale, restore_bits, halves, second_plane, residual):
-    """Write the bit planes of ``key`` and what they leave of it."""
+    """Write the bit planes of ``key``, ``[1, head_dim]``, and what they leave of it."""
     half = np.float32(0.5) * plane_scale
     for j in range(0, residual.shape[1], LANES):
         x = memory.load(key, 0, j)
@@ -161,8 +170,12 @@ def _pack_row(k, i, norm, layout, row):
     channels = np.empty(kept_channels + 1, np.int32)
     is_kept = np.empty(head_dim, np.uint8)
     _select(k[i], norm, kept_channels, channels, is_kept)
-    key = np.empty((1, head_dim), np.float32)
-    finite = _limited_key(k[i], _FLOAT16_MAX * np.float32(integer_max), key[0])
+    magnitude = _largest_magnitude(k[i])
+    finite = magnitude < _INFINITY
+    limit = _FLOAT16_MAX * np.float32(integer_max)
+    key = k[i].reshape((1, head_dim))
+    if not finite or bits_to_float(magnitude) > limit:
+        key = _limited_key(k[i], limit, finite)
     dropped = np.empty((1, head_dim), np.float32)
     for j in range(head_dim):
         dropped[0, j] = np.float32(0.0) if is_kept[j] else abs(key[0, j])
