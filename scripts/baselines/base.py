@@ -103,6 +103,24 @@ class TokenEviction(Method):
         return self.share * super().bytes_per_token_head(head_dim)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChannelPruning(Method):
+    """Keeps the channels that score best.
+
+    Parameters
+    ----------
+    ratio
+        Share of channels dropped.
+    """
+
+    ratio: float
+
+    def kept(self, scores: torch.Tensor) -> torch.Tensor:
+        """True at the channels that are kept, for scores ``[..., head_dim]``."""
+        channels = scores.topk(kept_count(scores.shape[-1], self.ratio), dim=-1, sorted=False).indices
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, channels, True)
+
+
 def kept_count(head_dim: int, ratio: float) -> int:
     """Channels that a pruning ratio leaves, as in the authors' code."""
     return head_dim - int(ratio * head_dim)
@@ -111,9 +129,3 @@ def kept_count(head_dim: int, ratio: float) -> int:
 def bitmap_bytes(head_dim: int, ratio: float) -> float:
     """One bit per channel that tells which are kept, and those as 16-bit numbers."""
     return head_dim / 8 + DENSE_CHANNEL_BYTES * kept_count(head_dim, ratio)
-
-
-def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """True at the `count` largest scores of the last dimension."""
-    kept = scores.topk(count, dim=-1, sorted=False).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, kept, True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from accuracy.outcomes import Label
-from baselines.base import Chunk, Method, bitmap_bytes, kept_count, largest
+from baselines.base import ChannelPruning, Chunk, bitmap_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mustafar(Method):
+class Mustafar(ChannelPruning):
     """Per-token magnitude pruning of keys, and of values too if asked for, stored as bitmaps.
 
     Mustafar (https://arxiv.org/abs/2505.22913). Its dense window of recent tokens is left out, so that every token
@@ -17,13 +17,10 @@ class Mustafar(Method):
 
     Parameters
     ----------
-    ratio
-        Share of channels dropped.
     prune_values
         Whether values are pruned as keys are.
     """
 
-    ratio: float
     prune_values: bool = False
 
     @property
@@ -37,7 +34,7 @@ class Mustafar(Method):
         return self._prune(chunk.v) if self.prune_values else chunk.v
 
     def _prune(self, x: torch.Tensor) -> torch.Tensor:
-        return x.where(largest(x.abs(), kept_count(x.shape[-1], self.ratio)), 0.0)
+        return x.where(self.kept(x.abs()), 0.0)
 
     def key_bytes(self, head_dim: int) -> float:
         return bitmap_bytes(head_dim, self.ratio)

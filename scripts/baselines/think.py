@@ -5,23 +5,16 @@ from dataclasses import dataclass
 import torch
 
 from accuracy.outcomes import Label
-from baselines.base import DENSE_CHANNEL_BYTES, WINDOW, Chunk, Method, kept_count, largest
+from baselines.base import DENSE_CHANNEL_BYTES, WINDOW, ChannelPruning, Chunk, kept_count
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThinK(Method):
+class ThinK(ChannelPruning):
     """Structured pruning: one set of key channels per head for all tokens of a prefill.
 
     ThinK (https://arxiv.org/abs/2407.21018): channel j scores ``|Q_j K_j^T|_F`` over the observation window. As in
     the paper the last 32 tokens and decoded tokens stay whole; they are not counted.
-
-    Parameters
-    ----------
-    ratio
-        Share of key channels dropped.
     """
-
-    ratio: float
 
     @property
     def label(self) -> Label:
@@ -31,7 +24,7 @@ class ThinK(Method):
         if chunk.decoded:
             return chunk.k
         scores = chunk.query_norms()[-1] * chunk.k.norm(dim=0)
-        kept = largest(scores, kept_count(chunk.k.shape[-1], self.ratio))
+        kept = self.kept(scores)
         return torch.cat([chunk.k[:-WINDOW].where(kept, 0.0), chunk.k[-WINDOW:]])
 
     def key_bytes(self, head_dim: int) -> float:

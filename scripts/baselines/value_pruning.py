@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from accuracy.outcomes import Label
-from baselines.base import Chunk, Method, bitmap_bytes, kept_count, largest
+from baselines.base import ChannelPruning, Chunk, bitmap_bytes
 from spark_kernels import reference
 from spark_kernels.record import CompressedKeyFormat, KeyFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValuePruning(Method):
+class ValuePruning(ChannelPruning):
     """Channel pruning of values, keys whole: SparK's ablation.
 
     SparK (https://arxiv.org/abs/2508.15212) scores ``0.7 |v| + 0.3 variance``; here both are divided by their mean
@@ -19,15 +19,12 @@ class ValuePruning(Method):
 
     Parameters
     ----------
-    ratio
-        Share of value channels dropped.
     with_variance
         The paper's score instead of the magnitude.
     restore_bits
         0 leaves zeros, in a bitmap and 16-bit numbers; 1 and 2 store SparK's key rows with values in them.
     """
 
-    ratio: float
     with_variance: bool = False
     restore_bits: int = 0
 
@@ -44,7 +41,7 @@ class ValuePruning(Method):
             scores = 0.7 * scores / scores.mean(-1, keepdim=True) + 0.3 * variance / variance.mean(-1, keepdim=True)
         head_dim = chunk.v.shape[-1]
         if not self.restore_bits:
-            return chunk.v.where(largest(scores, kept_count(head_dim, self.ratio)), 0.0)
+            return chunk.v.where(self.kept(scores), 0.0)
         row = self._row(head_dim)
         channels = reference.select_channels(scores, row.kept_channels)
         return reference.unpack_keys(reference.pack_keys(chunk.v, channels, row), row)
