@@ -8,7 +8,14 @@ from typing import Any
 
 from sglang_spark.adapters.dataclass_arguments import CLASS_KEYWORDS, HAS_NAMESPACES, annotation, as_dataclass
 from sglang_spark.adapters.dataclass_resolution import add_backend_choice, wrapped
-from sglang_spark.adapters.record_arguments import declare, model_config, requested, resolve, resolved
+from sglang_spark.adapters.record_arguments import (
+    RESOLUTION_TARGETS,
+    declare,
+    model_config,
+    requested,
+    resolve,
+    resolved,
+)
 from sglang_spark.adapters.targets import Target
 
 _GROUPS = "sglang.srt.arg_groups"
@@ -19,13 +26,9 @@ _MODULES = {
 }
 
 TARGETS = (
-    Target("sglang.srt.arg_groups.arg_utils.A"),
-    Target("sglang.srt.arg_groups.arg_utils.Arg"),
+    *RESOLUTION_TARGETS,
     Target("sglang.srt.server_args.add_attention_backend_choices"),
     Target("sglang.srt.server_args.ServerArgs.resolve_once", ("self",)),
-    Target(f"{_GROUPS}.overrides.declare_resolution", ("server_args", "source", "**fields")),
-    Target(f"{_GROUPS}.overrides.resolving_view"),
-    Target(f"{_GROUPS}.overrides.model_config_of"),
     *(Target(f"{module}.{step}", ("server_args",)) for step, module in _MODULES.items()),
 )
 

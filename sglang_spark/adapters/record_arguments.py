@@ -14,14 +14,19 @@ CLASS_KEYWORDS = {"dict": True}
 
 _OVERRIDES = "sglang.srt.arg_groups.overrides"
 
-TARGETS = (
+# Of fields, and of arguments that are resolved after they were made.
+RESOLUTION_TARGETS = (
     Target("sglang.srt.arg_groups.arg_utils.A"),
     Target("sglang.srt.arg_groups.arg_utils.Arg"),
-    Target("sglang.srt.arg_groups.choices.add_attention_backend_choices"),
-    Target("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
     Target(f"{_OVERRIDES}.declare_resolution", ("server_args", "source", "**fields")),
     Target(f"{_OVERRIDES}.resolving_view"),
     Target(f"{_OVERRIDES}.model_config_of"),
+)
+
+TARGETS = (
+    *RESOLUTION_TARGETS,
+    Target("sglang.srt.arg_groups.choices.add_attention_backend_choices"),
+    Target("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
 )
 
 
