@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, KeyFormat, RawKeyFormat, ValueFormat
+from spark_kernels.formats import CompressedKeyFormat, Int4ValueFormat, KeyFormat, RawKeyFormat, ValueFormat
 
 DEFAULT_KEY_RATIO = 0.8
 DEFAULT_RESTORE_BITS = 2

@@ -9,7 +9,7 @@ import torch
 from sglang_spark.adapters import settings
 from sglang_spark.adapters.model_share import ModelShare
 from sglang_spark.config import SparkConfig
-from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
+from spark_kernels.formats import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
 
 
 @dataclass(frozen=True)

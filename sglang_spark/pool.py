@@ -10,7 +10,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from sglang_spark.adapters import pools
 from sglang_spark.layout import PoolLayout
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 
 class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):

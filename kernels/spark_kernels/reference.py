@@ -1,12 +1,12 @@
 """The definition of every operation in plain PyTorch: readable, slow, on any device.
 
-Kernels are tested against these functions: records byte for byte, attention within rounding. To make the former
-possible, whatever decides the bytes of a record is computed here in float32, one correctly rounded operation at a
-time and in a stated order.
+Kernels are tested against these functions: rows byte for byte, attention within rounding. To make the former possible,
+whatever decides the bytes of a row is computed here in float32, one correctly rounded operation at a time, and sums are
+of integers, whose order does not matter.
 
-Non-finite numbers: a finite key gives a finite record. A key with a NaN or an infinity gives the record of a zero key
-with NaN for its scales, so that attention over it is NaN as it would be over the key itself. Values keep their NaN; an
-int4 value with a NaN is NaN in all channels that share its scale.
+Non-finite numbers: a finite key gives a finite row. A key with a NaN or an infinity gives the row of a zero key with NaN
+for its scales, so that attention over it is NaN as it would be over the key itself. Values keep their NaN; a transformed
+value with a NaN is NaN in all channels.
 """
 
 from __future__ import annotations
@@ -16,24 +16,34 @@ import math
 
 import torch
 
-from spark_kernels.record import (
-    INT4_GROUPS,
-    INT4_LIMIT,
-    CompressedKeyFormat,
-    Int4ValueFormat,
+from spark_kernels.formats import (
+    UNIT_STEPS,
+    Integers,
+    KeyFormat,
     LayerRows,
-    RawKeyFormat,
+    Numbers,
+    Plane,
+    Pruned,
+    Restoration,
     ValueFormat,
 )
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT16_MAX = torch.finfo(torch.float16).max
+# The scale of a token's restoration: squares of normalised channels above CLIP do not raise it, and it is at least this.
+CLIP = 9.0
+LEAST_TAU = 0.05
+# Fixed-point units of the squares in sums.
+KEY_SQUARE_ONE = 2**16
+VALUE_SQUARE_ONE = 2**22
+# And of the products from which a value's scale is fitted.
+VALUE_PRODUCT_ONE = 2**14
 
 
-def query_norms(
+def query_squares(
     q: torch.Tensor, num_kv_heads: int, *, qo_indptr: torch.Tensor | None = None, window: int = 32
 ) -> torch.Tensor:
-    """Norm of each query channel over the observation window of each token.
+    """Squared norm of each query channel over the observation window of each token.
 
     The window of a token is the last ``window`` queries of its request's chunk, and in decode its own query; the
     norm runs over all queries of the window and of the GQA group (SparK, arXiv 2508.15212, section 3, as in the
@@ -58,26 +68,18 @@ def query_norms(
     num_tokens, num_qo_heads, head_dim = q.shape
     squares = q.float().square().view(num_tokens, num_kv_heads, num_qo_heads // num_kv_heads, head_dim)
     bounds = range(num_tokens + 1) if qo_indptr is None else qo_indptr.tolist()
-    norms = squares.new_zeros(num_tokens, num_kv_heads, head_dim)
+    sums = squares.new_zeros(num_tokens, num_kv_heads, head_dim)
     for start, stop in itertools.pairwise(bounds):
         total = squares.new_zeros(num_kv_heads, head_dim)
         for token in range(max(start, stop - window), stop):
             for member in range(squares.shape[2]):
                 total += squares[token, :, member]
-        norms[start:stop] = total.sqrt()
-    return norms
-
-
-def saliency(k: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-    """Score ``k_j**2 * norm_j`` of each channel of each key, float32 like ``norms``.
-
-    Scores are finite whatever the input: what overflows or is NaN counts as the largest float32.
-    """
-    return _finite(k.float().square() * _finite(norms))
+        sums[start:stop] = total
+    return sums
 
 
 def select_channels(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` channels with the largest scores, the lower channel first among equals, in ascending order.
+    """The ``count`` positions with the largest scores, the lower one first among equals, in ascending order.
 
     int64 ``[..., count]`` for scores ``[..., head_dim]``.
     """
@@ -85,74 +87,87 @@ def select_channels(scores: torch.Tensor, count: int) -> torch.Tensor:
     return order[..., :count].sort(dim=-1).values
 
 
-def pack_keys(k: torch.Tensor, channels: torch.Tensor, key_format: CompressedKeyFormat) -> torch.Tensor:
-    """Compressed rows, uint8 ``[..., row_bytes]``, for keys ``[..., head_dim]`` and kept channels ``[..., T]``.
+def pack_keys(k: torch.Tensor, squares: torch.Tensor, restoration: Restoration, key_format: Pruned) -> torch.Tensor:
+    """Pruned rows, uint8 ``[num_tokens, num_kv_heads, row_bytes]``.
 
-    Keys are first limited to 65504 times ``integer_max``. Scales are rounded to float16 and then used to quantise, by
-    a product with the reciprocal: the plane scale to nearest, at most 65504, the kept scale upwards, so that no integer
-    exceeds its range.
+    Parameters
+    ----------
+    k, squares
+        Keys ``[num_tokens, num_kv_heads, head_dim]`` and what `query_squares` gives for them. A key is first limited
+        to 65504 times ``integer_max``.
+    restoration
+        The layer's (`LayerRows.restoration`).
     """
-    finite = k.isfinite().all(-1)
+    finite = k.isfinite().all(-1, keepdim=True)
     limit = FLOAT16_MAX * key_format.integer_max
-    k = k.float().where(finite[..., None], 0.0).clamp(-limit, limit)
-    magnitude = k.abs()
-    dropped = torch.ones_like(k, dtype=torch.bool).scatter(-1, channels, False)
-    plane_scale = _plane_scale(magnitude, dropped, key_format).clamp(max=FLOAT16_MAX).half()
+    order = restoration.order.long().expand_as(k)
+    x = k.float().where(finite, 0.0).clamp(-limit, limit).gather(-1, order) - restoration.centre
+    tau = _tau(x * restoration.inverse_step, key_format)
 
-    positive = ~k.signbit()
-    large = magnitude >= 0.5 * plane_scale.float()[..., None]
-    bit_planes = [positive, positive == large][: key_format.restore_bits]
-    residual = k - _plane(bit_planes, plane_scale.float()[..., None], k)
+    codes = _codes(x * restoration.inverse_unit * (1.0 / tau.float()), key_format)
+    residual = x - _restored(codes, tau.float(), restoration, key_format)
+    # An error in a channel moves scores by at most the norm of the queries there, times the error.
+    scores = _finite(residual.square() * _finite(squares.gather(-1, order)))
+    kept = select_channels(scores, key_format.kept_channels)
+    error = residual.gather(-1, kept)
+    kappa = _half_rounded_up(error.abs().amax(-1, keepdim=True) / key_format.integer_max)
+    integers = (error * (1.0 / kappa.float())).round().nan_to_num(nan=0.0).to(torch.int32)
+    signed_positions = (integers < 0).to(torch.int32) << key_format.position_bits | kept.to(torch.int32)
+    words = (signed_positions << key_format.magnitude_bits | integers.abs()).to(torch.int16)
 
-    kept = residual.gather(-1, channels)
-    kept_scale = _half_rounded_up(kept.abs().amax(-1) / key_format.integer_max)
-    integers = (kept * (1.0 / kept_scale.float())[..., None]).round().nan_to_num(nan=0.0).to(torch.int32)
-    words = (integers << key_format.index_bits | channels.to(torch.int32)).to(torch.int16)
-
-    parts = [_pack_bits(plane) for plane in bit_planes]
-    scales = (torch.where(finite, scale, math.nan) for scale in (plane_scale, kept_scale))
-    parts += [scale[..., None].view(torch.uint8) for scale in scales]
-    return torch.cat([*parts, words.view(torch.uint8)], dim=-1)
+    scales = (torch.where(finite, scale, math.nan) for scale in (tau, kappa))
+    parts = [_pack_plane(codes, plane) for plane in key_format.planes]
+    parts += [part.view(torch.uint8) for part in (*scales, words)]
+    return _padded(torch.cat(parts, dim=-1), key_format.row_bytes)
 
 
-def unpack_keys(rows: torch.Tensor, key_format: CompressedKeyFormat | RawKeyFormat) -> torch.Tensor:
-    """Keys restored from rows: uint8 ``[..., row_bytes]`` to float32 ``[..., head_dim]``."""
-    if key_format.is_raw:
+def unpack_keys(rows: torch.Tensor, restoration: Restoration | None, key_format: KeyFormat) -> torch.Tensor:
+    """Keys restored from rows: uint8 ``[num_tokens, num_kv_heads, row_bytes]`` to float32 ``[..., head_dim]``."""
+    if isinstance(key_format, Numbers):
         return rows.contiguous().view(key_format.dtype).float()
-    offset, step = key_format.plane_offset, key_format.bit_plane_bytes
-    bit_planes = [
-        _unpack_bits(rows[..., offset + i * step : offset + (i + 1) * step]) for i in range(key_format.restore_bits)
-    ]
-    scales = rows[..., key_format.scale_offset : key_format.kept_offset].contiguous().view(torch.float16).float()
-    words = rows[..., key_format.kept_offset :].contiguous().view(torch.int16).to(torch.int32)
-    channels = (words & (1 << key_format.index_bits) - 1).long()
-    integers = (words >> key_format.index_bits).float()
-    empty = torch.zeros(*rows.shape[:-1], key_format.head_dim, device=rows.device)
-    return _plane(bit_planes, scales[..., :1], empty).scatter_add(-1, channels, integers * scales[..., 1:])
+    tau, kappa = _halves(rows, key_format.scale_offset, 2).float().split(1, dim=-1)
+    words = _halves(rows, key_format.kept_offset, key_format.kept_channels).view(torch.int16).to(torch.int32) & 0xFFFF
+    magnitudes = (words & key_format.integer_max).float()
+    integers = torch.where(words >> 15 == 1, -magnitudes, magnitudes)
+    kept = (words >> key_format.magnitude_bits & (1 << key_format.position_bits) - 1).long()
+    codes = torch.zeros(*rows.shape[:-1], key_format.head_dim, dtype=torch.int32, device=rows.device)
+    for plane in key_format.planes:
+        codes[..., plane.start : plane.start + plane.channels] = _unpack_plane(rows, plane)
+    x = _restored(codes, tau, restoration, key_format).scatter_add(-1, kept, integers * kappa)
+    return (restoration.centre + x).gather(-1, restoration.position.long().expand_as(x))
+
+
+def _tau(normalised: torch.Tensor, key_format: Pruned) -> torch.Tensor:
+    """float16 ``[..., 1]``: root mean square of a key's normalised channels, with squares above `CLIP` cut."""
+    count = key_format.restored_channels
+    if count == 0:
+        return torch.zeros_like(normalised[..., :1], dtype=torch.float16)
+    squares = (normalised[..., :count].square().clamp(max=CLIP) * KEY_SQUARE_ONE).to(torch.int32)
+    mean = squares.sum(-1, keepdim=True).float() * (1.0 / (count * KEY_SQUARE_ONE))
+    return mean.sqrt().clamp(min=LEAST_TAU).half()
+
+
+def _codes(levels: torch.Tensor, key_format: Pruned) -> torch.Tensor:
+    """Codes, int32, of keys in units of their channels."""
+    half = _half_levels(key_format, levels.device)
+    return ((levels.floor().maximum(-half).minimum(half - 1.0)) + half).to(torch.int32).where(half > 0, 0)
+
+
+def _restored(codes: torch.Tensor, tau: torch.Tensor, restoration: Restoration, key_format: Pruned) -> torch.Tensor:
+    """What codes stand for, by position, without the centre."""
+    return (codes + (0.5 - _half_levels(key_format, codes.device))) * (restoration.unit * tau)
+
+
+def _half_levels(key_format: Pruned, device: torch.device) -> torch.Tensor:
+    """float32 ``[head_dim]``: ``2 ** (bits - 1)`` of each position, 0 without bits."""
+    half = torch.zeros(key_format.head_dim, device=device)
+    for plane in key_format.planes:
+        half[plane.start : plane.start + plane.channels] = 2.0 ** (plane.bits - 1)
+    return half
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
     return x.nan_to_num(nan=FLOAT32_MAX, posinf=FLOAT32_MAX)
-
-
-def _plane_scale(magnitude: torch.Tensor, dropped: torch.Tensor, key_format: CompressedKeyFormat) -> torch.Tensor:
-    magnitude = magnitude.where(dropped, 0.0)
-    if key_format.restore_bits == 0:
-        return torch.zeros_like(magnitude[..., 0])
-    if key_format.restore_bits == 2:
-        return magnitude.amax(-1)
-    # In ascending channel order.
-    total = torch.zeros_like(magnitude[..., 0])
-    for channel in range(key_format.head_dim):
-        total += magnitude[..., channel]
-    return total / (key_format.head_dim - key_format.kept_channels)
-
-
-def _plane(bit_planes: list[torch.Tensor], scale: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
-    signs = [2.0 * bits.float() - 1.0 for bits in bit_planes]
-    if len(signs) == 2:
-        return (2.0 * signs[0] + signs[1]) * (0.25 * scale)
-    return signs[0] * scale if signs else torch.zeros_like(empty)
 
 
 def _half_rounded_up(x: torch.Tensor) -> torch.Tensor:
@@ -162,61 +177,106 @@ def _half_rounded_up(x: torch.Tensor) -> torch.Tensor:
     return torch.where(half.float() < x.clamp(max=FLOAT16_MAX), above, half)
 
 
-def _pack_bits(bits: torch.Tensor) -> torch.Tensor:
-    weights = 1 << torch.arange(8, device=bits.device)
-    return (bits.unflatten(-1, (-1, 8)) * weights).sum(-1).to(torch.uint8)
+def _pack_plane(codes: torch.Tensor, plane: Plane) -> torch.Tensor:
+    """Bytes of a plane, of the codes of all channels."""
+    mine = codes[..., plane.start : plane.start + plane.channels] >> plane.shift & (1 << plane.bits) - 1
+    shifts = plane.bits * torch.arange(16 // plane.bits, dtype=torch.int32, device=codes.device)[:, None]
+    words = (mine.unflatten(-1, (-1, plane.words)) << shifts).sum(-2).to(torch.int16)
+    return words.view(torch.uint8)
 
 
-def _unpack_bits(packed: torch.Tensor) -> torch.Tensor:
-    return (packed[..., None] >> torch.arange(8, device=packed.device, dtype=torch.uint8) & 1).flatten(-2)
+def _unpack_plane(rows: torch.Tensor, plane: Plane) -> torch.Tensor:
+    """int32 ``[..., plane.channels]``, in place in the integers they are part of."""
+    words = _halves(rows, plane.offset, plane.words).view(torch.int16).to(torch.int32)
+    shifts = plane.bits * torch.arange(16 // plane.bits, dtype=torch.int32, device=rows.device)[:, None]
+    return (words[..., None, :] >> shifts & (1 << plane.bits) - 1).flatten(-2) << plane.shift
 
 
-def encode_values(v: torch.Tensor, value_format: ValueFormat | Int4ValueFormat, v_scale: float = 1.0) -> torch.Tensor:
+def _halves(rows: torch.Tensor, offset: int, count: int) -> torch.Tensor:
+    return rows[..., offset : offset + 2 * count].contiguous().view(torch.float16)
+
+
+def _padded(row: torch.Tensor, row_bytes: int) -> torch.Tensor:
+    return torch.nn.functional.pad(row, (0, row_bytes - row.shape[-1]))
+
+
+def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Sums and differences of all channels in blocks of ``block``, a power of two: ``block`` times its own inverse."""
+    width = 1
+    while width < block:
+        a, b = x.unflatten(-1, (-1, 2, width)).unbind(-2)
+        x = torch.stack([a + b, a - b], -2).flatten(-3)
+        width *= 2
+    return x
+
+
+def encode_values(v: torch.Tensor, value_format: ValueFormat, v_scale: float = 1.0) -> torch.Tensor:
     """Value rows, uint8 ``[..., row_bytes]``, of ``v / v_scale`` for values ``[..., head_dim]``.
 
-    float16 and float8_e4m3fn saturate at their largest numbers (65504, 448), int4 at 65504.
+    float16 and float8_e4m3fn saturate at their largest numbers (65504, 448), integers at 65504.
     """
     if v_scale != 1.0:
         v = v.float() / v_scale
-    if value_format.is_int4:
-        return _pack_int4(v)
+    if isinstance(value_format, Integers):
+        return _pack_integers(v, value_format)
     if value_format.dtype in (torch.float16, torch.float8_e4m3fn) and v.dtype != value_format.dtype:
         limit = torch.finfo(value_format.dtype).max
         v = v.clamp(-limit, limit)
     return v.to(value_format.dtype).contiguous().view(torch.uint8)
 
 
-def decode_values(
-    rows: torch.Tensor, value_format: ValueFormat | Int4ValueFormat, v_scale: float = 1.0
-) -> torch.Tensor:
+def decode_values(rows: torch.Tensor, value_format: ValueFormat, v_scale: float = 1.0) -> torch.Tensor:
     """Values read from rows: uint8 ``[..., row_bytes]`` to float32 ``[..., head_dim]``."""
-    if value_format.is_int4:
-        return _unpack_int4(rows, value_format) * v_scale
+    if isinstance(value_format, Integers):
+        return _unpack_integers(rows, value_format) * v_scale
     return rows.contiguous().view(value_format.dtype).float() * v_scale
 
 
-def _pack_int4(v: torch.Tensor) -> torch.Tensor:
-    """Rows of 4-bit integers.
+def hadamard_scales(block: int) -> tuple[float, float]:
+    """Powers of two that a transform of ``block`` channels is multiplied by, forward and backward: ``1 / block`` in all.
 
-    The scale of a group is an eighth of its largest magnitude, rounded to the nearest float16, and negative if only
-    a positive number has that magnitude: so the largest number is -8 steps, and no level is wasted on symmetry.
+    Powers of two lose nothing, and near its square root each keeps a value's magnitude.
     """
-    groups = v.float().clamp(-FLOAT16_MAX, FLOAT16_MAX).unflatten(-1, (INT4_GROUPS, -1))
-    largest = groups.abs().amax(-1, keepdim=True)
-    sign = torch.where(groups.amin(-1, keepdim=True) == -largest, 1.0, -1.0)
-    scale = torch.where(largest.isnan(), math.nan, sign * (largest / INT4_LIMIT)).half()
-    integers = (groups * (1.0 / scale.float())).where(scale.abs() > 0, 0.0).round().clamp(-INT4_LIMIT, INT4_LIMIT - 1)
-    shifts = 4 * torch.arange(INT4_GROUPS, dtype=torch.int32, device=v.device)[:, None]
-    words = (integers.to(torch.int32) + INT4_LIMIT << shifts).sum(-2).to(torch.int16)
-    return torch.cat([words.view(torch.uint8), scale.squeeze(-1).view(torch.uint8)], dim=-1)
+    stages = block.bit_length() - 1
+    return 2.0 ** -(stages // 2), 2.0 ** -(stages - stages // 2)
 
 
-def _unpack_int4(rows: torch.Tensor, value_format: Int4ValueFormat) -> torch.Tensor:
-    words = rows[..., : value_format.scale_offset].contiguous().view(torch.int16).to(torch.int32)
-    scales = rows[..., value_format.scale_offset :].contiguous().view(torch.float16).float()
-    shifts = 4 * torch.arange(INT4_GROUPS, dtype=torch.int32, device=rows.device)[:, None]
-    integers = (words[..., None, :] >> shifts & 2 * INT4_LIMIT - 1) - INT4_LIMIT
-    return (integers.float() * scales[..., None]).flatten(-2)
+def _pack_integers(v: torch.Tensor, value_format: Integers) -> torch.Tensor:
+    """Rows of a transformed value's codes.
+
+    The scale is first halfway between what suits a normal distribution of the value's deviation and what reaches its
+    largest number, not above the latter; then the one with the least squared error for the codes that this gives.
+    """
+    half = 2.0 ** (value_format.bits - 1)
+    y = hadamard(v.float().clamp(-FLOAT16_MAX, FLOAT16_MAX), value_format.block)
+    y = y * hadamard_scales(value_format.block)[0]
+    reach = y.abs().amax(-1, keepdim=True) * (1.0 / half)
+    scale = torch.minimum(reach, 0.5 * (_deviation(y, reach * half) * UNIT_STEPS[value_format.bits] + reach))
+
+    levels = y * (1.0 / scale)
+    levels = levels.where(scale > 0, 0.0)
+    odd = 2.0 * (levels.floor().clamp(-half, half - 1.0)) + 1.0
+    product = (levels * odd * VALUE_PRODUCT_ONE).to(torch.int32).sum(-1, keepdim=True).float()
+    square = odd.to(torch.int32).square().sum(-1, keepdim=True).float()
+    scale = (scale * (product / square) * (2.0 / VALUE_PRODUCT_ONE)).clamp(max=FLOAT16_MAX).half()
+
+    levels = (y * (1.0 / scale.float())).where(scale > 0, 0.0)
+    codes = (levels.floor().clamp(-half, half - 1.0) + half).to(torch.int32)
+    parts = [_pack_plane(codes, plane) for plane in value_format.planes]
+    return _padded(torch.cat([*parts, scale.view(torch.uint8)], dim=-1), value_format.row_bytes)
+
+
+def _deviation(y: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """Root mean square of the last dimension, whose largest magnitude is ``largest``."""
+    squares = (y * (1.0 / largest)).square().where(largest > 0, 0.0)
+    mean = (squares * VALUE_SQUARE_ONE).to(torch.int32).sum(-1, keepdim=True).float()
+    return (mean * (1.0 / (y.shape[-1] * VALUE_SQUARE_ONE))).sqrt() * largest
+
+
+def _unpack_integers(rows: torch.Tensor, value_format: Integers) -> torch.Tensor:
+    codes = sum(_unpack_plane(rows, plane) for plane in value_format.planes)
+    y = (codes + (0.5 - 2.0 ** (value_format.bits - 1))) * _halves(rows, value_format.scale_offset, 1).float()
+    return hadamard(y, value_format.block) * hadamard_scales(value_format.block)[1]
 
 
 def write_rows(
@@ -233,20 +293,21 @@ def write_rows(
     """Store tokens' keys and values at ``slots`` of ``rows``.
 
     ``q`` is ``[num_tokens, num_qo_heads, head_dim]``, ``k`` and ``v`` are ``[num_tokens, num_kv_heads, head_dim]``
-    (``v`` with its own head_dim), ``slots`` is ``[num_tokens]``; for ``qo_indptr`` and ``window`` see `query_norms`.
+    (``v`` with its own head_dim), ``slots`` is ``[num_tokens]``; for ``qo_indptr`` and ``window`` see `query_squares`.
     """
     key_format = rows.key_format
-    if key_format.is_raw:
+    if isinstance(key_format, Numbers):
         rows.keys[slots] = k.to(key_format.dtype).contiguous().view(torch.uint8)
     else:
-        scores = saliency(k, query_norms(q, k.shape[1], qo_indptr=qo_indptr, window=window))
-        rows.keys[slots] = pack_keys(k, select_channels(scores, key_format.kept_channels), key_format)
+        squares = query_squares(q, k.shape[1], qo_indptr=qo_indptr, window=window)
+        rows.keys[slots] = pack_keys(k, squares, rows.restoration, key_format)
     rows.values[slots] = encode_values(v, rows.value_format, v_scale)
 
 
 def restore_keys(rows: LayerRows, slots: torch.Tensor) -> torch.Tensor:
     """Keys at ``slots``, float32 ``[n, num_kv_heads, head_dim]``."""
-    return unpack_keys(rows.keys[slots], rows.key_format)
+    restoration = rows.restoration if isinstance(rows.key_format, Pruned) else None
+    return unpack_keys(rows.keys[slots], restoration, rows.key_format)
 
 
 def restore_values(rows: LayerRows, slots: torch.Tensor, v_scale: float = 1.0) -> torch.Tensor:

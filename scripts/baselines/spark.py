@@ -7,14 +7,14 @@ import torch
 from accuracy.outcomes import Label
 from baselines.base import Chunk, Method
 from spark_kernels import reference
-from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, KeyFormat, ValueFormat
+from spark_kernels.formats import CompressedKeyFormat, Int4ValueFormat, KeyFormat, ValueFormat
 
 VALUE_DTYPES = {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spark(Method):
-    """What ``--kv-compress spark`` stores: rows of `spark_kernels.record`, as `spark_kernels.reference` defines them.
+    """What ``--kv-compress spark`` stores: rows of `spark_kernels.formats`, as `spark_kernels.reference` defines them.
 
     SparK (https://arxiv.org/abs/2508.15212) with a per-token restore plane.
 

@@ -7,7 +7,7 @@ import torch
 from accuracy.outcomes import Label
 from baselines.base import ChannelPruning, Chunk, bitmap_bytes
 from spark_kernels import reference
-from spark_kernels.record import CompressedKeyFormat, KeyFormat
+from spark_kernels.formats import CompressedKeyFormat, KeyFormat
 
 
 @dataclass(frozen=True, kw_only=True)

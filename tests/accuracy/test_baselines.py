@@ -24,7 +24,7 @@ from baselines import (
 from baselines.base import Chunk, Method
 from baselines.stress import KEY_MODELS, errors
 from spark_kernels import reference
-from spark_kernels.record import KeyFormat, LayerRows, ValueFormat
+from spark_kernels.formats import KeyFormat, LayerRows, ValueFormat
 
 HEAD_DIM = 128
 NUM_KV_HEADS = 2

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 
 from spark_kernels import Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat, reference
-from spark_kernels.record import KeyFormat
+from spark_kernels.formats import KeyFormat
 
 KEYS = ("2-bit", "1-bit", "0-bit", "raw bfloat16", "raw float16", "raw float32")
 VALUES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "int4")

@@ -9,7 +9,7 @@ from sglang_spark import canary
 from sglang_spark.canary import RowChanged, RowHashes
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
-from spark_kernels.record import KeyFormat, ValueFormat
+from spark_kernels.formats import KeyFormat, ValueFormat
 
 FIRST_LAYER = 5
 

@@ -11,7 +11,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_spark import metrics
 from sglang_spark.layout import PoolLayout
-from spark_kernels.record import KeyFormat, ValueFormat
+from spark_kernels.formats import KeyFormat, ValueFormat
 
 LAYOUT = PoolLayout(
     (KeyFormat.from_ratio(128, 0.0), KeyFormat.from_ratio(128, 0.8)),

@@ -16,7 +16,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang_spark.adapters import pools
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
-from spark_kernels.record import KeyFormat, ValueFormat
+from spark_kernels.formats import KeyFormat, ValueFormat
 
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 128
 DENSE_BYTES = NUM_LAYERS * NUM_KV_HEADS * 2 * HEAD_DIM * 2

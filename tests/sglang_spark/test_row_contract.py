@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.pool_host.mha import AsymmetricMHATokenToKVPoolHost
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
 from spark_kernels import SparkBatchDecodeWrapper, write_rows
-from spark_kernels.record import KeyFormat, ValueFormat
+from spark_kernels.formats import KeyFormat, ValueFormat
 
 NUM_KV_HEADS, NUM_QO_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 2, 4, 128, 16, 8
 COMPRESSED = KeyFormat.from_ratio(HEAD_DIM, 0.8, 2)

@@ -23,7 +23,7 @@ from spark_kernels.cpu.scores import QUAD, score_keys
 from spark_kernels.cpu.threads import call_parallel
 from spark_kernels.cpu.vector_types import LANES
 from spark_kernels.cpu.weighted_sums import weighted_sum
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 KV_CHUNK = 256
 # Partial results, one per chunk and query head, that one thread merges.

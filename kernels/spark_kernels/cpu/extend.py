@@ -13,7 +13,7 @@ from numba import prange
 from spark_kernels.cpu.compile import kernel
 from spark_kernels.cpu.rows import restore_keys, restore_values
 from spark_kernels.cpu.threads import call_parallel
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 # Prefix tokens restored at a time if not said otherwise.
 SEGMENT_TOKENS = 2048

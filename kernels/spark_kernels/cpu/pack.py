@@ -16,7 +16,7 @@ from spark_kernels.cpu.numbers import bits_to_float, float_to_half, half_to_floa
 from spark_kernels.cpu.threads import call_parallel
 from spark_kernels.cpu.values import write_int4
 from spark_kernels.cpu.vector_types import LANES
-from spark_kernels.record import CompressedKeyFormat, LayerRows
+from spark_kernels.formats import CompressedKeyFormat, LayerRows
 from spark_kernels.reference import encode_values
 
 _FLOAT32_MAX = np.float32(torch.finfo(torch.float32).max)

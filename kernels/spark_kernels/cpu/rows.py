@@ -15,7 +15,7 @@ from spark_kernels.cpu.numbers import half_to_float
 from spark_kernels.cpu.threads import call_parallel
 from spark_kernels.cpu.values import int4_vector, restore_int4
 from spark_kernels.cpu.vector_types import LANES
-from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat
+from spark_kernels.formats import CompressedKeyFormat, Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat
 
 # How a row of numbers is stored; compressed key rows have codes below. int4 rows have the offset of their scales, in
 # 16-bit words, added to the last code.

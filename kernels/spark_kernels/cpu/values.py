@@ -13,7 +13,7 @@ from spark_kernels.cpu import memory, vectors
 from spark_kernels.cpu.compile import kernel
 from spark_kernels.cpu.numbers import bits_to_float, float_to_half, half_to_float
 from spark_kernels.cpu.threads import call_parallel
-from spark_kernels.record import INT4_GROUPS, INT4_LIMIT, LayerRows
+from spark_kernels.formats import INT4_GROUPS, INT4_LIMIT, LayerRows
 
 _FLOAT16_MAX_BITS = np.float32(torch.finfo(torch.float16).max).view(np.uint32)
 _HALF_NAN = np.uint16(0x7E00)

@@ -10,7 +10,7 @@ from spark_kernels.cpu.rows import BFLOAT16, FLOAT8, FLOAT16, INT4, number_vecto
 from spark_kernels.cpu.scores import QUAD
 from spark_kernels.cpu.values import load_int4
 from spark_kernels.cpu.vector_types import LANES
-from spark_kernels.record import INT4_GROUPS
+from spark_kernels.formats import INT4_GROUPS
 
 
 @kernel()

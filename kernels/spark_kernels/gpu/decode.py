@@ -21,7 +21,7 @@ from spark_kernels.gpu.queries import PACK, num_packs, prepare_queries
 from spark_kernels.gpu.rows import check_head_dim, float8_bits_to_half, value_rows
 from spark_kernels.gpu.scores import RowLayout, group_scores, interleave
 from spark_kernels.gpu.values import Int4Layout, load_int4
-from spark_kernels.record import CompressedKeyFormat, Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat
+from spark_kernels.formats import CompressedKeyFormat, Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat
 
 _LOG2_E = math.log2(math.e)
 _LN2 = tl.constexpr(math.log(2.0))

@@ -10,7 +10,7 @@ from spark_kernels.gpu.dense import RaggedBatch, pieces
 from spark_kernels.gpu.dense_flashinfer import Wrappers
 from spark_kernels.gpu.merge import merge_into
 from spark_kernels.gpu.restore import restore_keys, restore_values
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 # Prefix tokens restored at a time if not said otherwise: 64 MB of bfloat16 keys and values at 8 KV heads of 128.
 SEGMENT_TOKENS = 16384

@@ -9,7 +9,7 @@ import triton.language as tl
 from spark_kernels.gpu.rows import check_head_dim, float8_bits_to_half, value_rows
 from spark_kernels.gpu.scores import RowLayout
 from spark_kernels.gpu.values import Int4Layout, restore_int4
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 BLOCK_TOKENS = 8
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 HEAD_DIMS = (64, 128, 256)
 FLOAT8_BITS_FACTOR = 256.0

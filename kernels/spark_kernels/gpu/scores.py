@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from spark_kernels.gpu.queries import SUM_BIAS
-from spark_kernels.record import CompressedKeyFormat
+from spark_kernels.formats import CompressedKeyFormat
 
 
 class RowLayout(NamedTuple):

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from spark_kernels.gpu.lanes import all_of_row, load_channels, row_max, row_min
-from spark_kernels.record import INT4_GROUPS, INT4_LIMIT, Int4ValueFormat, LayerRows
+from spark_kernels.formats import INT4_GROUPS, INT4_LIMIT, Int4ValueFormat, LayerRows
 
 _LIMIT = tl.constexpr(INT4_LIMIT)
 FLOAT16_MAX = tl.constexpr(torch.finfo(torch.float16).max)

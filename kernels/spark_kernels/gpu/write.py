@@ -19,7 +19,7 @@ from spark_kernels.gpu.rows import check_head_dim
 from spark_kernels.gpu.scores import RowLayout
 from spark_kernels.gpu.select import FLOAT32_MAX
 from spark_kernels.gpu.values import store_values, written_values
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from spark_kernels.checks import (
     check_tensor,
 )
 from spark_kernels.implementation import implementation
-from spark_kernels.record import LayerRows
+from spark_kernels.formats import LayerRows
 
 
 class SparkBatchWriteWrapper:
@@ -61,7 +61,7 @@ class SparkBatchWriteWrapper:
         ----------
         q
             bfloat16, float16 or float32 ``[num_tokens, num_qo_heads, head_dim]``, the tokens' queries: which channels
-            of a key are kept depends on them (see `spark_kernels.reference.query_norms`).
+            of a key are kept depends on them (see `spark_kernels.reference.query_squares`).
         k, v
             Same dtypes, ``[num_tokens, num_kv_heads, head_dim]``, ``v`` with its own head_dim.
         rows

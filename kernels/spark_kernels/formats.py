@@ -1,0 +1,539 @@
+"""The bytes of a cached token: what a key row and a value row contain, and where.
+
+A token's key takes one row of bytes per KV head, and so does its value. Three codecs say how a row is read:
+
+- `Numbers`: the key or value itself in a floating-point dtype.
+- `Integers`: a value after a Hadamard transform, as integers of 3 or 4 bits with one scale.
+- `Pruned`: a key less its centre, restored from integers of 4, 2, 1 or 0 bits per channel, and exact to an integer in
+  the few channels that matter most to the queries (SparK, arXiv 2508.15212, section 3).
+
+A pruned row, D = head_dim, T = kept_channels. Channels stand in the order of their importance to the layer's KV head
+(`KeyCalibration.order`); a *position* is a place in that order. The first positions have 4 bits, the next 2, then 1,
+and the last none, as the format's profile says.
+
+==============  ==========  ===========================================================================================
+part            bytes       contents
+==============  ==========  ===========================================================================================
+planes          see below   the codes of all positions with 4 bits, then of those with 2, then of those with 1
+scales          4           two float16: tau, the token's scale of restoration, and kappa, the scale of its kept integers
+kept words      2 * T       T 16-bit words in ascending order of position. Above the magnitude of an integer in the low
+                            ``magnitude_bits``: the position, and its sign in the highest bit
+zeros                       up to the next multiple of 8
+==============  ==========  ===========================================================================================
+
+A code c of b bits stands for ``(c + 1/2 - 2 ** (b - 1)) * unit * tau``, with ``unit`` the channel's step times
+`UNIT_STEPS` of b: levels of a uniform quantiser for a channel of that deviation. A position without bits stands for 0.
+The restored key is the centre plus that, plus ``kappa * integer`` where the channel was kept.
+
+An integer row: planes (4 bits; or 2 bits and, above them, 1 bit), then one float16 scale, then zeros up to the next
+multiple of 8. A code c stands for ``(c + 1/2 - 2 ** (bits - 1)) * scale`` of the transformed value; see
+`spark_kernels.reference.hadamard`.
+
+A *plane* of N codes of b bits is ``H = N * b / 16`` 16-bit words: word j holds the codes j, j + H, j + 2 H, ... from its
+lowest bits up. So one shift and one mask of a vector of words give codes of neighbouring channels, and, in 32-bit words,
+pairs of codes that are float16 subnormals as they stand. All numbers are little-endian.
+
+This module is the only place that knows these offsets; ``spark_kernels.reference`` defines how they are filled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+HEAD_DIM_STEP = 16
+MAX_HEAD_DIM = 256
+NUMBER_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
+INTEGER_BITS = (4, 3)
+# Widths of a profile's channels, in the order of the counts.
+WIDTHS = (4, 2, 1, 0)
+MAX_KEY_RATIO = 0.99
+# Levels of the uniform quantiser of b bits with the least squared error for a normal distribution of deviation 1 are so
+# far apart (J. Max, Quantizing for minimum distortion, 1960).
+UNIT_STEPS = {4: 0.3352, 3: 0.586, 2: 0.9957, 1: 1.596, 0: 0.0}
+
+_ROW_ALIGNMENT = 8
+_WORD_BYTES = 2
+_WORD_BITS = 16
+_SCALES_BYTES = 4
+# A row that is no smaller than a 16-bit key is pointless.
+_DENSE_CHANNEL_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Codes of ``bits`` bits for ``channels`` channels from ``start`` on, at byte ``offset`` of a row.
+
+    ``shift`` is the place of a code's lowest bit in the integer it is part of (0 but in the upper plane of 3 bits).
+    """
+
+    bits: int
+    start: int
+    channels: int
+    offset: int
+    shift: int = 0
+
+    @property
+    def words(self) -> int:
+        """16-bit words: H of the layout."""
+        return self.channels * self.bits // _WORD_BITS
+
+    @property
+    def end(self) -> int:
+        """Byte after the plane."""
+        return self.offset + _WORD_BYTES * self.words
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A row of ``head_dim`` numbers of ``dtype``: the key or value itself."""
+
+    head_dim: int
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        _check_head_dim(self.head_dim)
+        _check_member("dtype", self.dtype, NUMBER_DTYPES)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.head_dim * self.dtype.itemsize
+
+    @property
+    def name(self) -> str:
+        return _name(self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.row_bytes} B: {self.head_dim} channels in {self.name}"
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A value row of integers of ``bits`` bits with one scale, in the layout described at the top of this module."""
+
+    head_dim: int
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        _check_head_dim(self.head_dim)
+        _check_member("bits", self.bits, INTEGER_BITS)
+
+    @cached_property
+    def planes(self) -> tuple[Plane, ...]:
+        if self.bits == 4:
+            return (Plane(4, 0, self.head_dim, 0),)
+        low = Plane(2, 0, self.head_dim, 0)
+        return low, Plane(1, 0, self.head_dim, low.end, shift=2)
+
+    @property
+    def scale_offset(self) -> int:
+        """First byte of the scale."""
+        return self.planes[-1].end
+
+    @property
+    def row_bytes(self) -> int:
+        return _aligned(self.scale_offset + _WORD_BYTES)
+
+    @property
+    def block(self) -> int:
+        """Channels that a Hadamard transform mixes: the largest power of two that divides ``head_dim``."""
+        return self.head_dim & -self.head_dim
+
+    @property
+    def name(self) -> str:
+        return f"int{self.bits}"
+
+    def __str__(self) -> str:
+        return f"{self.row_bytes} B: {self.head_dim} channels in {self.name} after a Hadamard transform"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A key row of restored and kept channels, in the layout described at the top of this module.
+
+    Parameters
+    ----------
+    head_dim
+        Channels of a key, a multiple of 16 from 16 to 256.
+    profile
+        How many channels have 4, 2, 1 and 0 bits. Each count is a multiple of 8, that of 1 bit of 16.
+    kept_channels
+        T, the channels of each token that are kept as integers.
+
+    Raises
+    ------
+    ValueError
+        An argument is outside its range; the message names it, its value and the range.
+    """
+
+    head_dim: int
+    profile: tuple[int, int, int, int]
+    kept_channels: int
+
+    def __post_init__(self) -> None:
+        _check_head_dim(self.head_dim)
+        counts = self.profile
+        if len(counts) != len(WIDTHS) or sum(counts) != self.head_dim or min(counts) < 0:
+            raise ValueError(
+                f"profile={counts} is not possible with head_dim={self.head_dim}: use the numbers of channels with "
+                f"{', '.join(map(str, WIDTHS))} bits, {self.head_dim} in all"
+            )
+        if any(count % 8 for count in counts) or counts[WIDTHS.index(1)] % 16:
+            raise ValueError(
+                f"profile={counts} is not possible: use multiples of 8, and of 16 for the channels with 1 bit"
+            )
+        most = min(self.head_dim, (self._largest_row - self.kept_offset) // _WORD_BYTES)
+        if not 1 <= self.kept_channels <= most:
+            raise ValueError(
+                f"kept_channels={self.kept_channels} is not possible with head_dim={self.head_dim} and "
+                f"profile={counts}: use 1 to {most}"
+            )
+
+    @classmethod
+    def from_ratio(cls, head_dim: int, key_ratio: float, restore_bits: float) -> Pruned:
+        """The format that keeps at least ``1 - key_ratio`` of the channels, and as many more as fit the aligned row.
+
+        Parameters
+        ----------
+        head_dim
+            Channels of a key.
+        key_ratio
+            Share of channels that are not kept (lambda in SparK), above 0: within `legal_key_ratios`.
+        restore_bits
+            Bits per channel of the restoration, on average, 0 to 4: see `profile_of`.
+        """
+        profile = profile_of(head_dim, restore_bits)
+        low, high = legal_key_ratios(head_dim, restore_bits)
+        if not low <= key_ratio <= high:
+            raise ValueError(
+                f"key_ratio={key_ratio} is not possible with head_dim={head_dim} and restore_bits={restore_bits:g}: "
+                f"use 0 (whole keys) or a ratio from {math.ceil(low * 1000) / 1000:g} to {high:g}"
+            )
+        kept_offset = _plane_bytes(profile) + _SCALES_BYTES
+        row_bytes = _aligned(kept_offset + _WORD_BYTES * (head_dim - int(key_ratio * head_dim)))
+        return cls(head_dim, profile, min(head_dim, (row_bytes - kept_offset) // _WORD_BYTES))
+
+    @cached_property
+    def planes(self) -> tuple[Plane, ...]:
+        """The planes of the widths that some channel has, widest first."""
+        planes: list[Plane] = []
+        start = offset = 0
+        for bits, channels in zip(WIDTHS, self.profile, strict=True):
+            if bits and channels:
+                planes.append(Plane(bits, start, channels, offset))
+                offset = planes[-1].end
+            start += channels
+        return tuple(planes)
+
+    @property
+    def restored_channels(self) -> int:
+        """Channels with at least one bit: the first positions."""
+        return self.head_dim - self.profile[WIDTHS.index(0)]
+
+    @property
+    def restore_bits(self) -> float:
+        """Bits per channel of the restoration, on average."""
+        return sum(map(math.prod, zip(WIDTHS, self.profile, strict=True))) / self.head_dim
+
+    @property
+    def scale_offset(self) -> int:
+        """First byte of tau; kappa follows it."""
+        return _plane_bytes(self.profile)
+
+    @property
+    def kept_offset(self) -> int:
+        """First byte of the kept words."""
+        return self.scale_offset + _SCALES_BYTES
+
+    @property
+    def row_bytes(self) -> int:
+        return _aligned(self.kept_offset + _WORD_BYTES * self.kept_channels)
+
+    @property
+    def position_bits(self) -> int:
+        """Bits of a kept word that hold its position, under the sign."""
+        return (self.head_dim - 1).bit_length()
+
+    @property
+    def magnitude_bits(self) -> int:
+        """Low bits of a kept word, which hold the magnitude of its integer."""
+        return _WORD_BITS - 1 - self.position_bits
+
+    @property
+    def integer_max(self) -> int:
+        """Largest magnitude of a kept word's integer."""
+        return 2**self.magnitude_bits - 1
+
+    @property
+    def _largest_row(self) -> int:
+        return self.head_dim * _DENSE_CHANNEL_BYTES - _ROW_ALIGNMENT
+
+    def __str__(self) -> str:
+        return (
+            f"{self.row_bytes} B: {self.kept_channels} of {self.head_dim} channels kept, "
+            f"{self.restore_bits:g} bits per channel to restore the others"
+        )
+
+
+KeyFormat = Pruned | Numbers
+ValueFormat = Integers | Numbers
+
+
+class Restoration(NamedTuple):
+    """What kernels need to store and restore keys of one layer, ``[num_kv_heads, head_dim]`` each, by position.
+
+    ``order`` (int32) is the channel at each position and ``position`` (int32, by channel) its inverse; the others are
+    float32: the ``centre``, one over the step, the ``unit`` of a code and one over it, both 0 at positions without bits.
+    """
+
+    order: torch.Tensor
+    position: torch.Tensor
+    centre: torch.Tensor
+    inverse_step: torch.Tensor
+    unit: torch.Tensor
+    inverse_unit: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class KeyCalibration:
+    """What is known of one layer's keys before any is stored, by KV head: fixed for the life of a cache.
+
+    Rows can only be read with the calibration they were written with. A poor one costs accuracy, never correctness: the
+    arithmetic is exact for any centre.
+
+    Parameters
+    ----------
+    centre
+        float32 ``[num_kv_heads, head_dim]``, taken off every key.
+    step
+        float32, the same shape, positive: deviation of the channels from the centre.
+    order
+        int32, the same shape: channels of each head in falling order of importance.
+    """
+
+    centre: torch.Tensor
+    step: torch.Tensor
+    order: torch.Tensor
+
+    def __post_init__(self) -> None:
+        shape, device = self.centre.shape, self.centre.device
+        for name, dtype in (("centre", torch.float32), ("step", torch.float32), ("order", torch.int32)):
+            tensor = getattr(self, name)
+            if tensor.dim() != 2 or tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+                raise ValueError(
+                    f"{name} must be {_name(dtype)} [num_kv_heads, head_dim] {list(shape)} on {device}, "
+                    f"got {_name(tensor.dtype)} {list(tensor.shape)} on {tensor.device}"
+                )
+        if not self.centre.isfinite().all():
+            raise ValueError("centre must be finite")
+        if not (self.step.isfinite() & (self.step > 0)).all():
+            raise ValueError("step must be finite and positive")
+        if not torch.equal(self.order.sort(-1).values, torch.arange(shape[1], device=device).expand(shape).int()):
+            raise ValueError("order must be a permutation of the channels for each KV head")
+
+    @classmethod
+    def from_statistics(cls, centre: torch.Tensor, deviation: torch.Tensor, query_rms: torch.Tensor) -> KeyCalibration:
+        """From the mean and deviation of keys and the root mean square of their queries, ``[num_kv_heads, head_dim]``.
+
+        Channels are ordered by ``query_rms * deviation``: what an error in one costs in scores. A channel that never
+        moves gets a thousandth of its head's deviation for a step.
+        """
+        deviation = deviation.float()
+        order = (query_rms.float() * deviation).argsort(dim=-1, descending=True, stable=True).int()
+        least = 1e-3 * deviation.square().mean(-1, keepdim=True).sqrt()
+        return cls(centre.float(), deviation.maximum(least).clamp(min=1e-6), order)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.centre.shape
+
+    def to(self, device: torch.device | str) -> KeyCalibration:
+        return KeyCalibration(self.centre.to(device), self.step.to(device), self.order.to(device))
+
+    def restoration(self, key_format: Pruned) -> Restoration:
+        """The calibration by position, for rows of ``key_format``."""
+        order = self.order.long()
+        counts = torch.tensor(key_format.profile, device=order.device)
+        unit_steps = torch.tensor([UNIT_STEPS[bits] for bits in WIDTHS], device=order.device)
+        step = self.step.gather(-1, order)
+        unit = step * unit_steps.repeat_interleave(counts)
+        return Restoration(
+            order=self.order.contiguous(),
+            position=order.argsort(-1).int(),
+            centre=self.centre.gather(-1, order),
+            inverse_step=1.0 / step,
+            unit=unit,
+            inverse_unit=torch.where(unit > 0, 1.0 / unit, 0.0),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRows:
+    """One layer's cache as kernels see it.
+
+    Parameters
+    ----------
+    keys
+        uint8 ``[num_slots, num_kv_heads, key_format.row_bytes]``, contiguous.
+    values
+        uint8 ``[num_slots, num_kv_heads, value_format.row_bytes]``, contiguous, on the device of ``keys``.
+    key_format, value_format
+        The meaning of the rows. ``value_format.head_dim`` may differ from ``key_format.head_dim``.
+    calibration
+        Of the layer, on the same device, for pruned keys; None for whole keys.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_format: KeyFormat
+    value_format: ValueFormat
+    calibration: KeyCalibration | None = None
+
+    def __post_init__(self) -> None:
+        for name, rows, row_bytes in (
+            ("keys", self.keys, self.key_format.row_bytes),
+            ("values", self.values, self.value_format.row_bytes),
+        ):
+            if rows.dtype != torch.uint8 or rows.dim() != 3 or rows.shape[2] != row_bytes:
+                raise ValueError(
+                    f"{name} must be uint8 [num_slots, num_kv_heads, {row_bytes}], "
+                    f"got {_name(rows.dtype)} {list(rows.shape)}"
+                )
+            if not rows.is_contiguous():
+                raise ValueError(f"{name} must be contiguous, got strides {rows.stride()}")
+        if self.keys.shape[:2] != self.values.shape[:2]:
+            raise ValueError(
+                f"keys and values must agree in slots and KV heads, "
+                f"got {list(self.keys.shape[:2])} and {list(self.values.shape[:2])}"
+            )
+        if self.keys.device != self.values.device:
+            raise ValueError(f"keys are on {self.keys.device}, values on {self.values.device}")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        if isinstance(self.key_format, Pruned) != (self.calibration is not None):
+            raise ValueError("calibration belongs to pruned keys, and they need one")
+        if self.calibration is None:
+            return
+        shape = (self.keys.shape[1], self.key_format.head_dim)
+        if self.calibration.shape != shape or self.calibration.centre.device != self.keys.device:
+            raise ValueError(
+                f"calibration must be for [num_kv_heads, head_dim] {list(shape)} on {self.keys.device}, "
+                f"got {list(self.calibration.shape)} on {self.calibration.centre.device}"
+            )
+
+    @classmethod
+    def allocate(
+        cls,
+        num_slots: int,
+        num_kv_heads: int,
+        key_format: KeyFormat,
+        value_format: ValueFormat,
+        calibration: KeyCalibration | None = None,
+        device: torch.device | str = "cpu",
+    ) -> LayerRows:
+        """Zeroed rows for ``num_slots`` tokens."""
+        keys, values = (
+            torch.zeros(num_slots, num_kv_heads, row_format.row_bytes, dtype=torch.uint8, device=device)
+            for row_format in (key_format, value_format)
+        )
+        return cls(keys, values, key_format, value_format, calibration)
+
+    # Asked for by every call of every layer, and slow to ask a tensor for.
+    @cached_property
+    def num_slots(self) -> int:
+        return self.keys.shape[0]
+
+    @cached_property
+    def num_kv_heads(self) -> int:
+        return self.keys.shape[1]
+
+    @cached_property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @cached_property
+    def restoration(self) -> Restoration:
+        """The calibration as kernels take it; only of pruned keys."""
+        return self.calibration.restoration(self.key_format)
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """``keys`` and ``values`` in NumPy's terms, on a CPU."""
+        return self.keys.numpy(), self.values.numpy()
+
+
+def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
+    """Channels with 4, 2, 1 and 0 bits for an average width of ``restore_bits``.
+
+    Two neighbouring widths share the channels: 3 bits are half of them with 4 and half with 2.
+
+    Raises
+    ------
+    ValueError
+        The average is outside 0 to 4, or its counts are not possible (see `Pruned`).
+    """
+    _check_head_dim(head_dim)
+    for width, (upper, lower) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+        share = (restore_bits - lower) / (upper - lower) * head_dim
+        step = 16 if 1 in (upper, lower) else 8
+        if 0 <= share <= head_dim and share % step == 0 and (head_dim - share) % step == 0:
+            counts = [0] * len(WIDTHS)
+            counts[width : width + 2] = int(share), head_dim - int(share)
+            return tuple(counts)
+    raise ValueError(
+        f"restore_bits={restore_bits} is not possible with head_dim={head_dim}: use one of "
+        f"{', '.join(f'{bits:g}' for bits in legal_restore_bits(head_dim))}"
+    )
+
+
+def legal_restore_bits(head_dim: int) -> list[float]:
+    """Average widths that have a profile, ascending."""
+    legal = set()
+    for upper, lower in zip(WIDTHS, WIDTHS[1:], strict=False):
+        step = 16 if 1 in (upper, lower) else 8
+        for share in range(0, head_dim + 1, step):
+            if (head_dim - share) % step == 0:
+                legal.add(lower + (upper - lower) * share / head_dim)
+    return sorted(legal)
+
+
+def legal_key_ratios(head_dim: int, restore_bits: float) -> tuple[float, float]:
+    """Smallest and largest ``key_ratio`` above 0 for which rows are smaller than 16-bit keys.
+
+    Ratio 0 (whole keys) is always legal besides.
+    """
+    profile = profile_of(head_dim, restore_bits)
+    largest_row = head_dim * _DENSE_CHANNEL_BYTES - _ROW_ALIGNMENT
+    most_kept = (largest_row - _plane_bytes(profile) - _SCALES_BYTES) // _WORD_BYTES
+    return max(0, head_dim - most_kept) / head_dim, MAX_KEY_RATIO
+
+
+def _plane_bytes(profile: tuple[int, int, int, int]) -> int:
+    return sum(map(math.prod, zip(WIDTHS, profile, strict=True))) // 8
+
+
+def _aligned(size: int) -> int:
+    return math.ceil(size / _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+
+
+def _check_head_dim(head_dim: int) -> None:
+    if head_dim not in range(HEAD_DIM_STEP, MAX_HEAD_DIM + 1, HEAD_DIM_STEP):
+        raise ValueError(
+            f"head_dim={head_dim} is not possible: use a multiple of {HEAD_DIM_STEP} "
+            f"from {HEAD_DIM_STEP} to {MAX_HEAD_DIM}"
+        )
+
+
+def _check_member(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={_name(value)} is not possible: use one of {', '.join(map(_name, choices))}")
+
+
+def _name(value: object) -> str:
+    return str(value).removeprefix("torch.")
