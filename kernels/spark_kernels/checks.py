@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from spark_kernels.formats import LayerRows
+from spark_kernels.rows import LayerRows
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _INDEX_DTYPES = (torch.int32, torch.int64)

@@ -8,14 +8,14 @@ A token's key takes one row of bytes per KV head, and so does its value. Three c
   the few channels that matter most to the queries (SparK, arXiv 2508.15212, section 3).
 
 A pruned row, D = head_dim, T = kept_channels. Channels stand in the order of their importance to the layer's KV head
-(`KeyCalibration.order`); a *position* is a place in that order. The first positions have 4 bits, the next 2, then 1,
-and the last none, as the format's profile says.
+(`spark_kernels.calibration.KeyCalibration.order`); a *position* is a place in that order. The first positions have 4
+bits, the next 2, then 1, and the last none, as the format's profile says.
 
 ==============  ==========  ===========================================================================================
 part            bytes       contents
 ==============  ==========  ===========================================================================================
 planes          see below   the codes of all positions with 4 bits, then of those with 2, then of those with 1
-scales          4           two float16: tau, the token's scale of restoration, and kappa, the scale of its kept integers
+scales          4           two float16: tau, the token's scale of restoration, and kappa, of its kept integers
 kept words      2 * T       T 16-bit words in ascending order of position. Above the magnitude of an integer in the low
                             ``magnitude_bits``: the position, and its sign in the highest bit
 zeros                       up to the next multiple of 8
@@ -29,21 +29,20 @@ An integer row: planes (4 bits; or 2 bits and, above them, 1 bit), then one floa
 multiple of 8. A code c stands for ``(c + 1/2 - 2 ** (bits - 1)) * scale`` of the transformed value; see
 `spark_kernels.reference.hadamard`.
 
-A *plane* of N codes of b bits is ``H = N * b / 16`` 16-bit words: word j holds the codes j, j + H, j + 2 H, ... from its
-lowest bits up. So one shift and one mask of a vector of words give codes of neighbouring channels, and, in 32-bit words,
-pairs of codes that are float16 subnormals as they stand. All numbers are little-endian.
+A *plane* of N codes of b bits is ``H = N * b / 16`` 16-bit words: word j holds the codes j, j + H, j + 2 H, ... from
+its lowest bits up. So one shift and one mask of a vector of words give codes of neighbouring channels, and, in 32-bit
+words, pairs of codes that are float16 subnormals as they stand. All numbers are little-endian.
 
 This module is the only place that knows these offsets; ``spark_kernels.reference`` defines how they are filled.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
 HEAD_DIM_STEP = 16
@@ -106,7 +105,7 @@ class Numbers:
 
     @property
     def name(self) -> str:
-        return _name(self.dtype)
+        return dtype_name(self.dtype)
 
     def __str__(self) -> str:
         return f"{self.row_bytes} B: {self.head_dim} channels in {self.name}"
@@ -284,190 +283,6 @@ KeyFormat = Pruned | Numbers
 ValueFormat = Integers | Numbers
 
 
-class Restoration(NamedTuple):
-    """What kernels need to store and restore keys of one layer, ``[num_kv_heads, head_dim]`` each, by position.
-
-    ``order`` (int32) is the channel at each position and ``position`` (int32, by channel) its inverse; the others are
-    float32: the ``centre``, one over the step, the ``unit`` of a code and one over it, both 0 at positions without bits.
-    """
-
-    order: torch.Tensor
-    position: torch.Tensor
-    centre: torch.Tensor
-    inverse_step: torch.Tensor
-    unit: torch.Tensor
-    inverse_unit: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class KeyCalibration:
-    """What is known of one layer's keys before any is stored, by KV head: fixed for the life of a cache.
-
-    Rows can only be read with the calibration they were written with. A poor one costs accuracy, never correctness: the
-    arithmetic is exact for any centre.
-
-    Parameters
-    ----------
-    centre
-        float32 ``[num_kv_heads, head_dim]``, taken off every key.
-    step
-        float32, the same shape, positive: deviation of the channels from the centre.
-    order
-        int32, the same shape: channels of each head in falling order of importance.
-    """
-
-    centre: torch.Tensor
-    step: torch.Tensor
-    order: torch.Tensor
-
-    def __post_init__(self) -> None:
-        shape, device = self.centre.shape, self.centre.device
-        for name, dtype in (("centre", torch.float32), ("step", torch.float32), ("order", torch.int32)):
-            tensor = getattr(self, name)
-            if tensor.dim() != 2 or tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
-                raise ValueError(
-                    f"{name} must be {_name(dtype)} [num_kv_heads, head_dim] {list(shape)} on {device}, "
-                    f"got {_name(tensor.dtype)} {list(tensor.shape)} on {tensor.device}"
-                )
-        if not self.centre.isfinite().all():
-            raise ValueError("centre must be finite")
-        if not (self.step.isfinite() & (self.step > 0)).all():
-            raise ValueError("step must be finite and positive")
-        if not torch.equal(self.order.sort(-1).values, torch.arange(shape[1], device=device).expand(shape).int()):
-            raise ValueError("order must be a permutation of the channels for each KV head")
-
-    @classmethod
-    def from_statistics(cls, centre: torch.Tensor, deviation: torch.Tensor, query_rms: torch.Tensor) -> KeyCalibration:
-        """From the mean and deviation of keys and the root mean square of their queries, ``[num_kv_heads, head_dim]``.
-
-        Channels are ordered by ``query_rms * deviation``: what an error in one costs in scores. A channel that never
-        moves gets a thousandth of its head's deviation for a step.
-        """
-        deviation = deviation.float()
-        order = (query_rms.float() * deviation).argsort(dim=-1, descending=True, stable=True).int()
-        least = 1e-3 * deviation.square().mean(-1, keepdim=True).sqrt()
-        return cls(centre.float(), deviation.maximum(least).clamp(min=1e-6), order)
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.centre.shape
-
-    def to(self, device: torch.device | str) -> KeyCalibration:
-        return KeyCalibration(self.centre.to(device), self.step.to(device), self.order.to(device))
-
-    def restoration(self, key_format: Pruned) -> Restoration:
-        """The calibration by position, for rows of ``key_format``."""
-        order = self.order.long()
-        counts = torch.tensor(key_format.profile, device=order.device)
-        unit_steps = torch.tensor([UNIT_STEPS[bits] for bits in WIDTHS], device=order.device)
-        step = self.step.gather(-1, order)
-        unit = step * unit_steps.repeat_interleave(counts)
-        return Restoration(
-            order=self.order.contiguous(),
-            position=order.argsort(-1).int(),
-            centre=self.centre.gather(-1, order),
-            inverse_step=1.0 / step,
-            unit=unit,
-            inverse_unit=torch.where(unit > 0, 1.0 / unit, 0.0),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRows:
-    """One layer's cache as kernels see it.
-
-    Parameters
-    ----------
-    keys
-        uint8 ``[num_slots, num_kv_heads, key_format.row_bytes]``, contiguous.
-    values
-        uint8 ``[num_slots, num_kv_heads, value_format.row_bytes]``, contiguous, on the device of ``keys``.
-    key_format, value_format
-        The meaning of the rows. ``value_format.head_dim`` may differ from ``key_format.head_dim``.
-    calibration
-        Of the layer, on the same device, for pruned keys; None for whole keys.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    key_format: KeyFormat
-    value_format: ValueFormat
-    calibration: KeyCalibration | None = None
-
-    def __post_init__(self) -> None:
-        for name, rows, row_bytes in (
-            ("keys", self.keys, self.key_format.row_bytes),
-            ("values", self.values, self.value_format.row_bytes),
-        ):
-            if rows.dtype != torch.uint8 or rows.dim() != 3 or rows.shape[2] != row_bytes:
-                raise ValueError(
-                    f"{name} must be uint8 [num_slots, num_kv_heads, {row_bytes}], "
-                    f"got {_name(rows.dtype)} {list(rows.shape)}"
-                )
-            if not rows.is_contiguous():
-                raise ValueError(f"{name} must be contiguous, got strides {rows.stride()}")
-        if self.keys.shape[:2] != self.values.shape[:2]:
-            raise ValueError(
-                f"keys and values must agree in slots and KV heads, "
-                f"got {list(self.keys.shape[:2])} and {list(self.values.shape[:2])}"
-            )
-        if self.keys.device != self.values.device:
-            raise ValueError(f"keys are on {self.keys.device}, values on {self.values.device}")
-        self._check_calibration()
-
-    def _check_calibration(self) -> None:
-        if isinstance(self.key_format, Pruned) != (self.calibration is not None):
-            raise ValueError("calibration belongs to pruned keys, and they need one")
-        if self.calibration is None:
-            return
-        shape = (self.keys.shape[1], self.key_format.head_dim)
-        if self.calibration.shape != shape or self.calibration.centre.device != self.keys.device:
-            raise ValueError(
-                f"calibration must be for [num_kv_heads, head_dim] {list(shape)} on {self.keys.device}, "
-                f"got {list(self.calibration.shape)} on {self.calibration.centre.device}"
-            )
-
-    @classmethod
-    def allocate(
-        cls,
-        num_slots: int,
-        num_kv_heads: int,
-        key_format: KeyFormat,
-        value_format: ValueFormat,
-        calibration: KeyCalibration | None = None,
-        device: torch.device | str = "cpu",
-    ) -> LayerRows:
-        """Zeroed rows for ``num_slots`` tokens."""
-        keys, values = (
-            torch.zeros(num_slots, num_kv_heads, row_format.row_bytes, dtype=torch.uint8, device=device)
-            for row_format in (key_format, value_format)
-        )
-        return cls(keys, values, key_format, value_format, calibration)
-
-    # Asked for by every call of every layer, and slow to ask a tensor for.
-    @cached_property
-    def num_slots(self) -> int:
-        return self.keys.shape[0]
-
-    @cached_property
-    def num_kv_heads(self) -> int:
-        return self.keys.shape[1]
-
-    @cached_property
-    def device(self) -> torch.device:
-        return self.keys.device
-
-    @cached_property
-    def restoration(self) -> Restoration:
-        """The calibration as kernels take it; only of pruned keys."""
-        return self.calibration.restoration(self.key_format)
-
-    @cached_property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """``keys`` and ``values`` in NumPy's terms, on a CPU."""
-        return self.keys.numpy(), self.values.numpy()
-
-
 def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
     """Channels with 4, 2, 1 and 0 bits for an average width of ``restore_bits``.
 
@@ -479,7 +294,7 @@ def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
         The average is outside 0 to 4, or its counts are not possible (see `Pruned`).
     """
     _check_head_dim(head_dim)
-    for width, (upper, lower) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for width, (upper, lower) in enumerate(itertools.pairwise(WIDTHS)):
         share = (restore_bits - lower) / (upper - lower) * head_dim
         step = 16 if 1 in (upper, lower) else 8
         if 0 <= share <= head_dim and share % step == 0 and (head_dim - share) % step == 0:
@@ -495,7 +310,7 @@ def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
 def legal_restore_bits(head_dim: int) -> list[float]:
     """Average widths that have a profile, ascending."""
     legal = set()
-    for upper, lower in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for upper, lower in itertools.pairwise(WIDTHS):
         step = 16 if 1 in (upper, lower) else 8
         for share in range(0, head_dim + 1, step):
             if (head_dim - share) % step == 0:
@@ -532,8 +347,11 @@ def _check_head_dim(head_dim: int) -> None:
 
 def _check_member(name: str, value: object, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"{name}={_name(value)} is not possible: use one of {', '.join(map(_name, choices))}")
+        raise ValueError(
+            f"{name}={dtype_name(value)} is not possible: use one of {', '.join(map(dtype_name, choices))}"
+        )
 
 
-def _name(value: object) -> str:
+def dtype_name(value: object) -> str:
+    """What users call a dtype; anything else as it is."""
     return str(value).removeprefix("torch.")

@@ -4,9 +4,9 @@ Kernels are tested against these functions: rows byte for byte, attention within
 whatever decides the bytes of a row is computed here in float32, one correctly rounded operation at a time, and sums are
 of integers, whose order does not matter.
 
-Non-finite numbers: a finite key gives a finite row. A key with a NaN or an infinity gives the row of a zero key with NaN
-for its scales, so that attention over it is NaN as it would be over the key itself. Values keep their NaN; a transformed
-value with a NaN is NaN in all channels.
+Non-finite numbers: a finite key gives a finite row. A key with a NaN or an infinity gives the row of a zero key with
+NaN for its scales, so that attention over it is NaN as it would be over the key itself. Values keep their NaN; a
+transformed value with a NaN is NaN in all channels.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import math
 
 import torch
 
+from spark_kernels.calibration import Restoration
 from spark_kernels.formats import (
     UNIT_STEPS,
     Integers,
     KeyFormat,
-    LayerRows,
     Numbers,
     Plane,
     Pruned,
-    Restoration,
     ValueFormat,
 )
+from spark_kernels.rows import LayerRows
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT16_MAX = torch.finfo(torch.float16).max
-# The scale of a token's restoration: squares of normalised channels above CLIP do not raise it, and it is at least this.
+# A token's tau: squares of normalised channels above CLIP do not raise it, and it is at least LEAST_TAU.
 CLIP = 9.0
 LEAST_TAU = 0.05
 # Fixed-point units of the squares in sums.
@@ -233,7 +233,7 @@ def decode_values(rows: torch.Tensor, value_format: ValueFormat, v_scale: float 
 
 
 def hadamard_scales(block: int) -> tuple[float, float]:
-    """Powers of two that a transform of ``block`` channels is multiplied by, forward and backward: ``1 / block`` in all.
+    """Powers of two to multiply a transform of ``block`` channels by, forward and backward: ``1 / block`` in all.
 
     Powers of two lose nothing, and near its square root each keeps a value's magnitude.
     """

@@ -21,7 +21,7 @@ from spark_kernels.checks import (
     check_tensor,
 )
 from spark_kernels.implementation import implementation
-from spark_kernels.formats import LayerRows
+from spark_kernels.rows import LayerRows
 
 
 class SparkBatchDecodeWrapper:
