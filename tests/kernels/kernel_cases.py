@@ -8,24 +8,39 @@ from itertools import accumulate
 
 import torch
 
-from spark_kernels import Int4ValueFormat, LayerRows, RawKeyFormat, ValueFormat, reference
-from spark_kernels.formats import KeyFormat
+from spark_kernels import Integers, KeyCalibration, LayerRows, Numbers, Pruned, reference
+from spark_kernels.formats import KeyFormat, ValueFormat
 
-KEYS = ("2-bit", "1-bit", "0-bit", "raw bfloat16", "raw float16", "raw float32")
-VALUES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "int4")
+NUMBERS = ("bfloat16", "float16", "float32")
+# Pruned keys by the average width of their restoration; "all widths" has channels of 4, 2, 1 and 0 bits.
+PRUNED = ("4 bits", "3 bits", "2 bits", "0 bits", "all widths")
+KEYS = PRUNED + NUMBERS
+VALUES = (*NUMBERS, "float8_e4m3fn", "int4", "int3")
 RAGGED_LENGTHS = (0, 1, 700, 0, 33, 256, 257, 5)
 
 
-def key_format(keys: str, head_dim: int, key_ratio: float = 0.8):
+def key_format(keys: str, head_dim: int, key_ratio: float = 0.95) -> KeyFormat:
     """The format called ``keys`` in test ids."""
-    if keys.startswith("raw"):
-        return RawKeyFormat(head_dim, getattr(torch, keys.removeprefix("raw ")))
-    return KeyFormat.from_ratio(head_dim, key_ratio, int(keys[0]))
+    if keys in NUMBERS:
+        return Numbers(head_dim, getattr(torch, keys))
+    if keys == "all widths":
+        one, none = 16 * (head_dim // 64), 8 * (head_dim // 64)
+        four = 8 * (head_dim // 32)
+        return Pruned(head_dim, (four, head_dim - four - one - none, one, none), kept_channels=5)
+    return Pruned.from_ratio(head_dim, key_ratio, int(keys[0]))
 
 
-def value_format(values: str, head_dim: int):
+def value_format(values: str, head_dim: int) -> ValueFormat:
     """The format called ``values`` in test ids."""
-    return Int4ValueFormat(head_dim) if values == "int4" else ValueFormat(head_dim, getattr(torch, values))
+    if values.startswith("int"):
+        return Integers(head_dim, int(values[3:]))
+    return Numbers(head_dim, getattr(torch, values))
+
+
+def random_calibration(num_kv_heads: int, head_dim: int) -> KeyCalibration:
+    """Centres up to some deviations from 0, and deviations that differ by an order of magnitude."""
+    shape = (num_kv_heads, head_dim)
+    return KeyCalibration.from_statistics(3 * torch.randn(shape), torch.rand(shape) * 2 + 0.1, torch.rand(shape) + 0.1)
 
 
 @dataclass
@@ -42,7 +57,7 @@ class Layer:
     @classmethod
     def random(
         cls,
-        keys: str = "2-bit",
+        keys: str = "3 bits",
         values: str = "bfloat16",
         head_dim: int = 128,
         v_head_dim: int | None = None,
@@ -56,16 +71,21 @@ class Layer:
         v_head_dim = v_head_dim or head_dim
         q = torch.randn(tokens, num_kv_heads * group, head_dim).to(dtype)
         k, v = (torch.randn(tokens, num_kv_heads, d).to(dtype) for d in (head_dim, v_head_dim))
-        rows = LayerRows.allocate(
-            tokens + 7,
-            num_kv_heads,
-            key_format(keys, head_dim),
-            value_format(values, v_head_dim),
-        )
+        made = key_format(keys, head_dim)
+        calibration = random_calibration(num_kv_heads, head_dim) if isinstance(made, Pruned) else None
+        if calibration:
+            k = (k * calibration.step + calibration.centre).to(dtype)
+        rows = LayerRows.allocate(tokens + 7, num_kv_heads, made, value_format(values, v_head_dim), calibration)
         slots = torch.randperm(rows.num_slots)[:tokens]
         indptr = torch.tensor([0, *accumulate(lengths)])
         reference.write_rows(q, k, v, slots, rows, qo_indptr=indptr, v_scale=v_scale)
         return cls(q, k, v, slots, indptr, rows)
+
+    def empty_rows(self) -> LayerRows:
+        """Zeroed rows like the layer's."""
+        rows = self.rows
+        formats = rows.key_format, rows.value_format
+        return LayerRows.allocate(rows.num_slots, rows.num_kv_heads, *formats, rows.calibration, rows.device)
 
     @property
     def batch(self) -> int:
