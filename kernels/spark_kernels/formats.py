@@ -295,11 +295,15 @@ def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
     """
     _check_head_dim(head_dim)
     for width, (upper, lower) in enumerate(itertools.pairwise(WIDTHS)):
-        share = (restore_bits - lower) / (upper - lower) * head_dim
+        exact = (restore_bits - lower) / (upper - lower) * head_dim
         step = 16 if 1 in (upper, lower) else 8
-        if 0 <= share <= head_dim and share % step == 0 and (head_dim - share) % step == 0:
+        if not 0 <= exact <= head_dim:
+            continue
+        # An average such as 1.333 need not be written in full.
+        share = round(exact)
+        if abs(exact - share) < 0.05 and share % step == 0 and (head_dim - share) % step == 0:
             counts = [0] * len(WIDTHS)
-            counts[width : width + 2] = int(share), head_dim - int(share)
+            counts[width : width + 2] = share, head_dim - share
             return tuple(counts)
     raise ValueError(
         f"restore_bits={restore_bits} is not possible with head_dim={head_dim}: use one of "
