@@ -33,10 +33,12 @@ FLOAT16_MAX = torch.finfo(torch.float16).max
 # A token's tau: squares of normalised channels above CLIP do not raise it, and it is at least LEAST_TAU.
 CLIP = 9.0
 LEAST_TAU = 0.05
-# Fixed-point units of the squares in sums.
+# A value whose integers would stand for less is stored as 0 (a float16 scale could not hold it), so that one over its
+# scale is finite.
+LEAST_REACH = 2.0**-60
+# Fixed-point units of what is summed: squares of a key's and a value's channels, and the products that fit a scale.
 KEY_SQUARE_ONE = 2**16
 VALUE_SQUARE_ONE = 2**22
-# And of the products from which a value's scale is fitted.
 VALUE_PRODUCT_ONE = 2**14
 
 
@@ -251,6 +253,7 @@ def _pack_integers(v: torch.Tensor, value_format: Integers) -> torch.Tensor:
     y = hadamard(v.float().clamp(-FLOAT16_MAX, FLOAT16_MAX), value_format.block)
     y = y * hadamard_scales(value_format.block)[0]
     reach = y.abs().amax(-1, keepdim=True) * (1.0 / half)
+    reach = torch.where(reach < LEAST_REACH, 0.0, reach)
     scale = torch.minimum(reach, 0.5 * (_deviation(y, reach * half) * UNIT_STEPS[value_format.bits] + reach))
 
     levels = y * (1.0 / scale)
