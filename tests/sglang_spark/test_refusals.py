@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_spark.compatibility import REFUSALS
+from sglang_spark.refusals import REFUSALS
 
 SPARK = ("--kv-compress", "spark")
 
