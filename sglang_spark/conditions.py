@@ -115,6 +115,10 @@ def two_value_dtypes(launch: Launch) -> Any:
     return launch.requested["spark_value_dtype"] if asked_twice else None
 
 
+def unread_scales(launch: Launch) -> Any:
+    return launch.resolved.quantization_param_path if launch.resolved.kv_cache_dtype != "fp8_e4m3" else None
+
+
 def amd_gpu(launch: Launch) -> Any:
     return f"ROCm {torch.version.hip}" if launch.resolved.device == "cuda" and torch.version.hip else None
 

@@ -144,6 +144,12 @@ SETTING_REFUSALS: tuple[Refusal, ...] = (
         "Leave one of the two flags out",
     ),
     Refusal(
+        "--quantization-param-path",
+        conditions.unread_scales,
+        "SGLang reads it for values in fp8_e4m3 only",
+        "Add --kv-cache-dtype fp8_e4m3, or leave the flag out",
+    ),
+    Refusal(
         "--cuda-graph-backend-prefill",
         conditions.whole_prefill_graphs,
         "SparK plans each prefill batch on the host, which one graph of the whole prefill cannot repeat",

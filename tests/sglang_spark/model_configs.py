@@ -33,6 +33,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 40,
     },
     "llama-head-dim-512": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 512},
+    "llama-3-kv-heads": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "hidden_size": 288,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "llama-fp8-cache": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "quantization_config": {
+            "quant_method": "modelopt",
+            "quant_algo": "FP8",
+            "kv_cache_scheme": {"type": "float", "num_bits": 8},
+        },
+    },
     "deepseek-mla": {
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",

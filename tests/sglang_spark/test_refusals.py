@@ -38,6 +38,11 @@ LAUNCHES = {
         ("--spark-value-dtype", "int4", "--kv-cache-dtype", "fp8_e4m3"),
         ("--spark-value-dtype", "int4"),
     ),
+    "--quantization-param-path": (
+        "llama",
+        ("--quantization-param-path", "scales.json"),
+        ("--quantization-param-path", "scales.json", "--kv-cache-dtype", "fp8_e4m3"),
+    ),
     "--cuda-graph-backend-prefill": (
         "llama",
         ("--device", "cuda", "--cuda-graph-backend-prefill", "full"),
