@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write docs/compatibility.md: what ``--kv-compress spark`` serves with, and the test or the reason behind each answer.
 
-Refusals come from ``sglang_spark.compatibility``. What works is named here with the test that shows it, and a test
+Refusals come from ``sglang_spark.refusals``. What works is named here with the test that shows it, and a test
 checks that these tests exist and that the document is up to date (``--check``).
 """
 
@@ -156,7 +156,7 @@ def gpu_cell(cpu: Cell) -> Cell:
     """The answer for GPUs: until SparK serves there, its own refusal of the device."""
     if not isinstance(cpu, Works):
         return cpu
-    from sglang_spark.compatibility import REFUSALS, Launch
+    from sglang_spark.refusals import REFUSALS, Launch
 
     launch = Launch(requested={}, resolved=SimpleNamespace(device="cuda"), model_config=None)
     for refusal in REFUSALS:
@@ -167,7 +167,7 @@ def gpu_cell(cpu: Cell) -> Cell:
 
 def document() -> str:
     """The whole text of docs/compatibility.md."""
-    from sglang_spark.compatibility import REFUSALS
+    from sglang_spark.refusals import REFUSALS
 
     lines = [HEADER]
     for section, features in FEATURES.items():

@@ -40,6 +40,11 @@ class SparkConfig:
     value_dtype: str
 
     @classmethod
+    def of(cls, args: Any, model_config: Any) -> SparkConfig:
+        """`from_args` for a model; one of looped layers caches each layer once per loop, with ids of their own."""
+        return cls.from_args(args, head_dim=model_config.head_dim, num_layers=model_config.num_attention_layers)
+
+    @classmethod
     def from_args(cls, args: Any, *, head_dim: int, num_layers: int) -> SparkConfig:
         """Read ``spark_*`` from a server-argument record or a namespace of one.
 

@@ -4,6 +4,9 @@
     python -m sglang_spark.doctor --model-path meta-llama/Llama-3.1-8B-Instruct --mem 40 --spark-key-ratio 0.9
 
 Starts no server. Exit status: 0 it would serve, 1 it would be refused, 2 the command line is wrong.
+
+Nothing here repeats a fact: the environment is checked by `environment`, arguments are resolved as a server resolves
+them, refusals come from `refusals` and sizes from `layout`.
 """
 
 from __future__ import annotations
@@ -16,12 +19,31 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from sglang_spark import diagnosis
-from sglang_spark.diagnosis import HOOK, Check, Fit
+from sglang_spark.environment import HOOK, Check, check_environment
 
 SERVES, REFUSED, BAD_USAGE = 0, 1, 2
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one process of a server would store per token, and how many tokens that makes.
+
+    Parameters
+    ----------
+    bytes_per_token
+        By cache: ``dense`` in the model's dtype, ``dense_fp8``, and ``spark`` with the flags at hand.
+    tokens
+        By cache: tokens in the memory that was asked about, None where none was.
+    summary
+        SparK's formats, as ``/server_info`` shows them.
+    """
+
+    bytes_per_token: dict[str, int]
+    tokens: dict[str, int] | None
+    summary: dict[str, int]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,12 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
     if own.model_path is None and (flags or own.mem is not None):
         parser.error(f"{' '.join(flags) or '--mem'} needs --model-path")
     fit, refusal, wrong_usage = None, None, None
-    with _only_the_diagnosis() as sglang_said:
-        checks = diagnosis.check_environment()
+    with _quiet_sglang() as sglang_said:
+        checks = check_environment()
         # The device is judged again with the model: a flag may name another one than was found.
         if own.model_path is not None and all(check.ok for check in checks if check.name != "device"):
             try:
-                fit = diagnosis.examine_model(own.model_path, flags, own.mem)
+                fit = examine_model(own.model_path, flags, own.mem)
             except SystemExit:
                 wrong_usage = sglang_said.getvalue().strip().rpartition("\n")[2]
             except OSError as error:
@@ -63,8 +85,53 @@ def main(arguments: list[str] | None = None) -> int:
     return SERVES if serves else REFUSED
 
 
+def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -> Fit:
+    """Resolve the arguments of a server with ``--kv-compress spark`` as that server would, and size its cache.
+
+    Of the stages of a pipeline, the one with the most bytes per token, which limits all.
+
+    Parameters
+    ----------
+    model_path
+        As for ``--model-path``.
+    flags
+        Further command-line flags of the server.
+    memory_gib
+        Memory of the KV cache of one process in GiB, or None.
+
+    Raises
+    ------
+    ValueError
+        The server would refuse to start; the message is the server's.
+    SystemExit
+        SGLang's parser does not know a flag or its value; it has printed which.
+    """
+    from sglang.srt.server_args import prepare_server_args
+
+    from sglang_spark import adapters
+    from sglang_spark.layout import planned_layouts
+
+    arguments = prepare_server_args(["--model-path", model_path, *flags, "--kv-compress", "spark"])
+    adapters.arguments.resolve(arguments)
+    adapters.settings.publish(arguments)
+    resolved = adapters.arguments.resolved(arguments)
+    layouts = planned_layouts(resolved, adapters.arguments.model_config(arguments))
+    layout = max(layouts, key=lambda layout: layout.bytes_per_token)
+    bytes_per_token = {
+        "dense": layout.dense_bytes_per_token,
+        "dense_fp8": layout.dense_bytes_per_token // layout.model_dtype.itemsize,
+        "spark": layout.bytes_per_token,
+    }
+    tokens = None
+    if memory_gib is not None:
+        page_size = resolved.page_size
+        memory = int(memory_gib * GIB)
+        tokens = {cache: memory // size // page_size * page_size for cache, size in bytes_per_token.items()}
+    return Fit(bytes_per_token, tokens, layout.sizes())
+
+
 @contextlib.contextmanager
-def _only_the_diagnosis() -> Iterator[io.StringIO]:
+def _quiet_sglang() -> Iterator[io.StringIO]:
     """Keep what SGLang logs and warns about while it resolves arguments off the screen; yields its standard error.
 
     SGLang's parser reports a wrong flag below a usage text of 300 lines.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -47,9 +50,7 @@ class PoolLayout:
             Processes that share the heads of an attention layer.
         """
         model_config = share.model_config
-        config = SparkConfig.from_args(
-            settings.memory_settings(), head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers
-        )
+        config = SparkConfig.of(settings.memory_settings(), model_config)
         auto_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else share.model_dtype
         return cls(
             key_formats=tuple(
@@ -98,3 +99,49 @@ class PoolLayout:
             f"{num_tokens} tokens against {dense_tokens} dense "
             f"({self.dense_bytes_per_token / self.bytes_per_token:.2f}x)"
         )
+
+
+def planned_layouts(arguments: Any, model_config: Any) -> list[PoolLayout]:
+    """The layouts that a server would find, by pipeline stage, without starting it.
+
+    Makes of the model what SGLang's ``ModelRunner`` makes of it before it sizes the pool: heads padded to a multiple of
+    the tensor parallel size (on CPUs), and the cache's dtype from the checkpoint where the flag is ``auto``.
+
+    Parameters
+    ----------
+    arguments
+        Resolved server arguments, published in this process.
+    model_config
+        SGLang's ``ModelConfig``; left as it is.
+    """
+    from sglang.srt.configs.load_config import LoadConfig
+    from sglang.srt.configs.update_config import adjust_config_with_unaligned_cpu_tp
+    from sglang.srt.distributed.utils import get_pp_indices
+    from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
+    from sglang.srt.model_loader.loader import _get_quantization_config
+
+    model_config = copy.deepcopy(model_config)
+    model = SimpleNamespace(quant_config=_get_quantization_config(model_config, LoadConfig()))
+    if arguments.device == "cpu":
+        adjust_config_with_unaligned_cpu_tp(model_config, LoadConfig(), arguments.tp_size)
+    kv_cache_dtype, _ = configure_kv_cache_dtype(
+        server_args_kv_cache_dtype=arguments.kv_cache_dtype,
+        model=model,
+        model_dtype=model_config.dtype,
+        is_draft_worker=False,
+        is_dflash=False,
+        speculative_draft_attention_backend=None,
+    )
+    attention_tp_size = arguments.tp_size // (arguments.dp_size if arguments.enable_dp_attention else 1)
+    stages = (
+        range(*get_pp_indices(model_config.num_attention_layers, stage, arguments.pp_size))
+        for stage in range(arguments.pp_size)
+    )
+    return [
+        PoolLayout.of(
+            ModelShare(model_config, layers, model_config.dtype),
+            kv_cache_dtype or arguments.kv_cache_dtype,
+            attention_tp_size,
+        )
+        for layers in stages
+    ]

@@ -12,7 +12,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_spark import adapters, metrics, resolution
 from sglang_spark.adapters.targets import Target, check_release, warn_of_release
-from sglang_spark.compatibility import BACKEND
+from sglang_spark.conditions import BACKEND
 from sglang_spark.layout import PoolLayout
 from sglang_spark.server_args import SparkServerArgs
 

@@ -26,13 +26,15 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
         Token slots, besides the padding page.
     layout
         Row formats of the layers.
-    dtype, head_num, head_dim, v_head_dim
+    dtype, head_num, head_dim, layer_num, v_head_dim
         As SGLang passes them for a dense pool (0.5.10 without ``v_head_dim``); the layout replaces them.
     kwargs
         Everything else goes to ``MHATokenToKVPool``.
     """
 
-    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim=None, **kwargs):
+    def __init__(
+        self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, layer_num, v_head_dim=None, **kwargs
+    ):
         self.layout = layout
         # By global layer id; made once, because attention asks for them in every layer of every step.
         self._layer_rows: dict[int, LayerRows] = {}
@@ -43,6 +45,7 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
             # Rows of dense layers are longer; everything that copies rows asks the buffers themselves.
             head_dim=min(key_format.row_bytes for key_format in layout.key_formats),
             v_head_dim=layout.value_format.row_bytes,
+            layer_num=len(layout.key_formats),
             **kwargs,
         )
 

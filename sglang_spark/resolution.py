@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_spark import compatibility
+from sglang_spark import refusals
 from sglang_spark.adapters import arguments
+from sglang_spark.conditions import BACKEND, Launch
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE, SparkConfig
 from sglang_spark.server_args import KV_COMPRESS_CHOICES
 
@@ -42,7 +43,7 @@ def choose_backend(server_args: Any, previous: Any) -> None:
         _check_possible(server_args)
         arguments.declare(
             server_args,
-            attention_backend=compatibility.BACKEND,
+            attention_backend=BACKEND,
             prefill_attention_backend=None,
             decode_attention_backend=None,
         )
@@ -51,9 +52,9 @@ def choose_backend(server_args: Any, previous: Any) -> None:
 
 def _check_possible(server_args: Any) -> None:
     model_config = arguments.model_config(server_args)
-    launch = compatibility.Launch(arguments.requested(server_args), arguments.resolved(server_args), model_config)
-    compatibility.check(launch)
-    SparkConfig.from_args(server_args, head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers)
+    launch = Launch(arguments.requested(server_args), arguments.resolved(server_args), model_config)
+    refusals.check(launch)
+    SparkConfig.of(server_args, model_config)
 
 
 def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
@@ -63,7 +64,7 @@ def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
         "--spark-restore-bits": requested["spark_restore_bits"] != DEFAULT_RESTORE_BITS,
         "--spark-dense-layers": requested["spark_dense_layers"] != "",
         "--spark-value-dtype": requested["spark_value_dtype"] != DEFAULT_VALUE_DTYPE,
-        "--attention-backend spark": compatibility.BACKEND
+        "--attention-backend spark": BACKEND
         in (
             requested["attention_backend"],
             requested["prefill_attention_backend"],

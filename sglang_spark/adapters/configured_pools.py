@@ -35,7 +35,9 @@ ABSENT_SETTINGS: frozenset[str] = frozenset()
 
 def share_of(builder: Any) -> ModelShare:
     """What the process of ``builder``, a ``KVCacheConfigurator``, holds of the model."""
-    layers = range(builder.layer_info.start_layer, builder.layer_info.end_layer)
+    # SGLang counts a looped model's loops twice where its end_layer has them already.
+    count = min(builder.layer_info.num_effective_layers, builder.model_config.num_attention_layers)
+    layers = range(builder.layer_info.start_layer, builder.layer_info.start_layer + count)
     return ModelShare(builder.model_config, layers, builder.model_dtype)
 
 

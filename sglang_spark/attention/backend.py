@@ -155,9 +155,10 @@ class SparkAttnBackend(adapters.backend.CaptureContract, AttentionBackend):
         **kwargs,
     ) -> torch.Tensor:
         """Attention of one new token per request; q ``[batch, num_qo_heads * head_dim]``."""
+        _check_plain_attention(layer, kwargs)
         rows = self.pool.layer_rows(layer.layer_id)
         q, k, v = _by_head(layer, q, k, v)
-        v_scale = layer.v_scale_float or 1.0
+        v_scale = _value_scale(layer)
         if save_kv_cache:
             self.writer.run(q, k, v, rows, v_scale=v_scale)
         out = self.decode.run(q, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
@@ -174,10 +175,11 @@ class SparkAttnBackend(adapters.backend.CaptureContract, AttentionBackend):
         **kwargs,
     ) -> torch.Tensor:
         """Attention of the new chunks; q ``[total_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
+        _check_plain_attention(layer, kwargs)
         rows = self.pool.layer_rows(layer.layer_id)
         padding = q.shape[0] - self.num_new_tokens
         q, k, v = (x[: self.num_new_tokens] for x in _by_head(layer, q, k, v))
-        v_scale = layer.v_scale_float or 1.0
+        v_scale = _value_scale(layer)
         out = self.prefill.run(q, k, v, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
         if save_kv_cache:
             self.writer.run(q, k, v, rows, v_scale=v_scale)
@@ -202,12 +204,38 @@ def check_layers(model: torch.nn.Module) -> None:
             ("cross-attention", layer.is_cross_attention),
             (f"attention of type {layer.attn_type}", layer.attn_type != AttentionType.DECODER),
             ("temperature scaling by length", layer.xai_temperature_len > 0),
+            (f"positions encoded as {layer.pos_encoding_mode}", layer.pos_encoding_mode != "NONE"),
+            (f"a soft cap by {layer.logit_capping_method}", layer.logit_cap and layer.logit_capping_method != "tanh"),
         ):
             if present:
                 raise ValueError(
                     f"--kv-compress spark is not possible with this model: {name} has {problem}. "
                     "Serve it with --kv-compress none"
                 )
+
+
+def _check_plain_attention(layer: RadixAttention, extras: dict[str, object]) -> None:
+    """Refuse what a model hands its attention besides q, k and v, such as ``sinks``.
+
+    Raises
+    ------
+    NotImplementedError
+        Names the layer and the arguments.
+    """
+    asked = [name for name, value in extras.items() if value is not None]
+    if asked:
+        raise NotImplementedError(
+            f"layer {layer.layer_id} asks for attention with {', '.join(asked)}, which --kv-compress spark does not "
+            "serve. Serve this model with --kv-compress none"
+        )
+
+
+def _value_scale(layer: RadixAttention) -> float:
+    """What the layer's values are divided by when stored; a checkpoint's, or of ``--quantization-param-path``."""
+    if layer.v_scale_float is not None:
+        return layer.v_scale_float
+    # The file's scales are floats in the place of the checkpoint's tensors.
+    return layer.v_scale if isinstance(layer.v_scale, float) else 1.0
 
 
 def _by_head(layer: RadixAttention, q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None):

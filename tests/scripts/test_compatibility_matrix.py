@@ -7,7 +7,7 @@ import ast
 import pytest
 
 import compatibility_matrix as matrix
-from sglang_spark.compatibility import REFUSALS
+from sglang_spark.refusals import REFUSALS
 
 FEATURES = {name: cell for section in matrix.FEATURES.values() for name, cell in section.items()}
 TESTS = {cell.test for cell in FEATURES.values() if getattr(cell, "test", None)} | {matrix.REFUSAL_TEST}
@@ -42,5 +42,5 @@ def test_links_lead_somewhere():
 
 def test_without_a_refused_device_gpus_are_open(monkeypatch):
     rows = tuple(row for row in REFUSALS if row.setting != "--device")
-    monkeypatch.setattr("sglang_spark.compatibility.REFUSALS", rows)
+    monkeypatch.setattr("sglang_spark.refusals.REFUSALS", rows)
     assert isinstance(matrix.gpu_cell(matrix.Works("a test")), matrix.Blocked)

@@ -33,6 +33,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 40,
     },
     "llama-head-dim-512": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 512},
+    "llama-3-kv-heads": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "hidden_size": 288,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "llama-fp8-cache": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "quantization_config": {
+            "quant_method": "modelopt",
+            "quant_algo": "FP8",
+            "kv_cache_scheme": {"type": "float", "num_bits": 8},
+        },
+    },
     "deepseek-mla": {
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",
@@ -56,12 +74,71 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
-    "mistral-window": {
+    # A window in the configuration, and full attention in SGLang.
+    "mistral": {
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
         "head_dim": 64,
         "sliding_window": 512,
     },
+    "phi3": {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": 2047, "pad_token_id": 0},
+    "qwen2-moe": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "num_experts": 4,
+        "use_sliding_window": False,
+        "sliding_window": 0,
+    },
+    "llama-window-0": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "sliding_window": 0,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "head_dim": 64,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "cohere2": {
+        "architectures": ["Cohere2ForCausalLM"],
+        "model_type": "cohere2",
+        "head_dim": 64,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "llama4-chunks": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "attention_chunk_size": 256,
+    },
+    "nanbeige-looped": {
+        "architectures": ["NanbeigeForCausalLM"],
+        "model_type": "nanbeige",
+        "head_dim": 64,
+        "num_loops": 2,
+    },
+    "loopcoder": {
+        "architectures": ["IQuestLoopCoderForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 64,
+        "loop_num": 2,
+    },
+    "minimax-m3-sparse": {
+        "architectures": ["MiniMaxM3SparseForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+    },
+    "qsa": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 128, "indexer_n_heads": 4},
+    "qwen2-1m": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "dual_chunk_attention_config": {"chunk_size": 256, "local_size": 32, "original_max_position_embeddings": 1024},
+    },
+    "llama-sinks": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "learnable_sink": True},
     "whisper": {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_spark.attention.backend import SparkAttnBackend
+from sglang_spark.attention.backend import SparkAttnBackend, check_layers
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
 from spark_kernels import KeyFormat, LayerRows, ValueFormat, reference
@@ -177,6 +177,53 @@ def test_decode_writes_and_attends(total, backend, layer):
     expected = _decode(backend, layer, batch, tokens)
     backend.init_forward_metadata(batch)
     _assert_close(backend.forward_decode(*tokens, layer, batch), expected)
+
+
+def test_values_are_stored_by_the_scale_of_the_layer(backend, layer):
+    """``--quantization-param-path`` sets ``v_scale`` alone, a checkpoint also ``v_scale_float``."""
+    batch = _extend_batch(backend, (1,), (0,), (5,))
+    q, k, v = _tokens(5)
+    layer.v_scale = 0.25
+    backend.init_forward_metadata(batch)
+    backend.forward_extend(q, k, v, layer, batch)
+    by_file = _copy(backend.pool.layer_rows(0))
+    expected = _copy(by_file)
+    reference.write_rows(*_by_head(q, k, v), batch.out_cache_loc, expected, qo_indptr=_indptr((5,)), v_scale=0.25)
+    layer.v_scale, layer.v_scale_float = torch.tensor(0.25), 0.25
+    backend.forward_extend(q, k, v, layer, batch)
+    assert torch.equal(by_file.values, expected.values)
+    assert torch.equal(backend.pool.layer_rows(0).values, expected.values)
+
+
+def test_more_than_plain_attention_is_refused(backend, layer):
+    batch = _extend_batch(backend, (1,), (0,), (5,))
+    tokens = _tokens(5)
+    backend.init_forward_metadata(batch)
+    backend.forward_extend(*tokens, layer, batch, sinks=None)
+    with pytest.raises(NotImplementedError, match="layer 0 asks for attention with sinks, which"):
+        backend.forward_extend(*tokens, layer, batch, sinks=torch.zeros(NUM_QO_HEADS))
+    decode = _decode_batch(backend, (1,), (6,))
+    backend.init_forward_metadata(decode)
+    with pytest.raises(NotImplementedError, match="layer 0 asks for attention with sinks, which"):
+        backend.forward_decode(*_tokens(1), layer, decode, sinks=torch.zeros(NUM_QO_HEADS))
+
+
+@pytest.mark.parametrize(
+    ("properties", "problem"),
+    [
+        ({"sliding_window_size": 128}, "a sliding window"),
+        ({"is_cross_attention": True}, "cross-attention"),
+        ({"attn_type": AttentionType.ENCODER_ONLY}, "attention of type"),
+        ({"pos_encoding_mode": "ALIBI"}, "positions encoded as ALIBI"),
+        ({"logit_cap": 30.0, "logit_capping_method": "softsign"}, "a soft cap by softsign"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layers_that_attend_otherwise_are_refused(properties, problem):
+    model = torch.nn.Module()
+    model.attention = RadixAttention(NUM_QO_HEADS, HEAD_DIM, SM_SCALE, NUM_KV_HEADS, layer_id=0, **properties)
+    with pytest.raises(ValueError, match=f"not possible with this model: attention has {problem}"):
+        check_layers(model)
 
 
 def test_an_idle_batch_needs_no_plan(backend):

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from sglang_spark import diagnosis, doctor
-from sglang_spark.compatibility import REFUSALS
+from sglang_spark import doctor, environment
+from sglang_spark.refusals import REFUSALS
 
 PER_HEAD = 4 * 2
 
@@ -79,7 +79,7 @@ def test_bad_usage(arguments, message, capsys, model_folder):
 
 def test_a_missing_or_outdated_package_is_named(capsys, monkeypatch):
     wanted = ["sglang<0.4", "no-such-package>=1", "numpy"]
-    monkeypatch.setattr(diagnosis, "requires", lambda distribution: wanted)
+    monkeypatch.setattr(environment, "requires", lambda distribution: wanted)
     status, report = _run(capsys)
     assert status == doctor.REFUSED
     failed = {check["name"]: check["detail"] for check in report["environment"] if not check["ok"]}

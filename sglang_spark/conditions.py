@@ -1,0 +1,152 @@
+"""What is about to be served, and the conditions under which SparK refuses it.
+
+A condition takes a `Launch` and returns the value at fault, or None where there is nothing to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.configs.hybrid_arch import mambaish_config
+from sglang.srt.configs.model_config import AttentionArch, ModelImpl, is_hybrid_swa_model
+from sglang.srt.model_loader.utils import get_resolved_model_impl
+
+from spark_kernels.gpu import HEAD_DIMS, MAX_GROUP
+from spark_kernels.implementation import runs_triton
+
+BACKEND = "spark"
+DEVICES = ("cuda", "cpu")
+VALUE_CACHE_DTYPES = ("auto", "fp8_e4m3")
+# Of NVIDIA GPUs; older ones have no bfloat16.
+MIN_COMPUTE_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is about to be served.
+
+    Parameters
+    ----------
+    requested
+        Arguments as the user gave them, by field name.
+    resolved
+        Arguments as SGLang has resolved them so far.
+    model_config
+        SGLang's ``ModelConfig`` of the model.
+    """
+
+    requested: dict[str, Any]
+    resolved: Any
+    model_config: Any
+
+
+Condition = Callable[[Launch], Any]
+
+
+def switched_on(field: str) -> Condition:
+    return lambda launch: getattr(launch.resolved, field) or None
+
+
+def above_one(field: str) -> Condition:
+    return lambda launch: size if (size := getattr(launch.resolved, field)) is not None and size > 1 else None
+
+
+def not_in(field: str, allowed: Collection[Any]) -> Condition:
+    return lambda launch: value if (value := getattr(launch.resolved, field)) not in allowed else None
+
+
+def other_backend(field: str) -> Condition:
+    return lambda launch: launch.requested[field] if launch.requested[field] not in (None, BACKEND) else None
+
+
+def model_is(predicate: Callable[[Any], Any]) -> Condition:
+    """The model's architecture where ``predicate(model_config)`` holds."""
+    return lambda launch: architecture(launch.model_config) if predicate(launch.model_config) else None
+
+
+def architecture(model: Any) -> str:
+    return (model.hf_config.architectures or ["unknown"])[0]
+
+
+def is_latent(model: Any) -> bool:
+    return model.attention_arch == AttentionArch.MLA
+
+
+def is_hybrid(model: Any) -> bool:
+    return mambaish_config(model) is not None or model.attention_arch == AttentionArch.SSM
+
+
+def has_windows(model: Any) -> bool:
+    """Whether SGLang serves the model with windows; ``sliding_window`` alone, as of Mistral or Phi-3, says nothing.
+
+    SGLang's own rule (``resolve_sliding_window_size``) asks the loaded model. What its models read is this: their
+    names, ``attention_chunk_size`` and the types of their layers. Of a LoopCoder all loops but the first have windows.
+    """
+    config = model.hf_text_config
+    return (
+        is_hybrid_swa_model(model.hf_config.architectures, config)
+        or model.attention_chunk_size is not None
+        or "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        or architecture(model) == "IQuestLoopCoderForCausalLM"
+    )
+
+
+def has_sparse_pool(model: Any) -> bool:
+    """MiniMax-M3 and the models with a QSA indexer (Qwen4)."""
+    indexed = getattr(model.hf_text_config, "indexer_n_heads", None) is not None
+    return indexed or architecture(model).startswith("MiniMaxM3Sparse")
+
+
+def has_dual_chunks(model: Any) -> bool:
+    return getattr(model.hf_config, "dual_chunk_attention_config", None) is not None
+
+
+def foreign_implementation(launch: Launch) -> Any:
+    """The implementation that serves the model where it is not SGLang's, asked for or fallen back to."""
+    implementation = get_resolved_model_impl(launch.model_config)
+    return None if implementation == ModelImpl.SGLANG else implementation.value
+
+
+def two_value_dtypes(launch: Launch) -> Any:
+    asked_twice = launch.requested["spark_value_dtype"] != "auto" and launch.requested["kv_cache_dtype"] != "auto"
+    return launch.requested["spark_value_dtype"] if asked_twice else None
+
+
+def unread_scales(launch: Launch) -> Any:
+    return launch.resolved.quantization_param_path if launch.resolved.kv_cache_dtype != "fp8_e4m3" else None
+
+
+def amd_gpu(launch: Launch) -> Any:
+    return f"ROCm {torch.version.hip}" if launch.resolved.device == "cuda" and torch.version.hip else None
+
+
+def old_gpu(launch: Launch) -> Any:
+    """The compute capability of the oldest visible GPU."""
+    if launch.resolved.device != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return None
+    oldest = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    return "{}.{}".format(*oldest) if oldest < MIN_COMPUTE_CAPABILITY else None
+
+
+def head_dim_without_gpu_kernels(launch: Launch) -> Any:
+    model = launch.model_config
+    unserved = [head_dim for head_dim in (model.head_dim, model.v_head_dim) if head_dim not in HEAD_DIMS]
+    return unserved[0] if unserved and _runs_triton(launch) else None
+
+
+def group_without_gpu_kernels(launch: Launch) -> Any:
+    model = launch.model_config
+    group = model.num_attention_heads // model.get_total_num_kv_heads()
+    return group if group > MAX_GROUP and _runs_triton(launch) else None
+
+
+def _runs_triton(launch: Launch) -> bool:
+    return runs_triton(torch.device(launch.resolved.device))
+
+
+def whole_prefill_graphs(launch: Launch) -> Any:
+    config = launch.resolved.cuda_graph_config
+    return "full" if config is not None and config.prefill.backend == "full" else None
