@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,8 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import require_attn_tp_gather, require_mlp_tp_gather
 
-from sglang_spark.calibration import STATISTICS, Calibration, Model
+from sglang_spark.adapters import settings
+from sglang_spark.calibration import AUTO, STATISTICS, Calibration, Model
 from sglang_spark.calibration_text import STRETCHES
 from spark_kernels.reference import dense_attention
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STRETCH_TOKENS = 256
+# How `calibrate` asks the server it starts to save what it measured.
+OUTPUT_VARIABLE = "SGLANG_SPARK_CALIBRATION_OUTPUT"
 
 
 class StatisticsBackend(AttentionBackend):
@@ -73,6 +78,17 @@ class StatisticsBackend(AttentionBackend):
         queries = q.double().square().unflatten(1, (k.shape[1], -1)).mean(2)
         sums = torch.stack([x.sum(0) for x in (keys, keys.square(), queries)])
         self.sums[layer_id] = self.sums[layer_id] + sums if layer_id in self.sums else sums
+
+
+def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
+    """The calibration that ``--spark-calibration`` asks for, of the layers and heads that this process holds."""
+    model, source = Model.of(model_runner.model_config), settings.memory_settings().spark_calibration
+    calibration = collect(model_runner, tokenizer) if source == AUTO else Calibration.load(source, model)
+    output = os.environ.get(OUTPUT_VARIABLE)
+    if output and torch.distributed.get_rank() == 0:
+        calibration.save(output, model, made_from=Path(model_runner.model_config.model_path).name)
+    info = model_runner.layer_info
+    return calibration.share(range(info.start_layer, info.end_layer), held_heads(model))
 
 
 def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:

@@ -34,7 +34,7 @@ class Ledger:
         return sorted(self.entries.items(), key=lambda item: -sum(item[1]))[:10]
 '''
 
-_LANGUAGES_AND_DATA = '''\
+_LANGUAGES_AND_DATA = """\
 Les trains de nuit partent toujours en retard, disait-elle, mais ils arrivent avant l'aube. Der Zug hielt in einem \
 kleinen Bahnhof, dessen Namen niemand kannte; draußen lag Schnee, und jemand fegte den Bahnsteig. Nadie bajó, y sin \
 embargo el revisor esperó cinco minutos más. Поезд тронулся, и в окне снова поплыли огни. 列车经过一座很长的桥,\
@@ -54,9 +54,9 @@ embargo el revisor esperó cinco minutos más. Поезд тронулся, и �
 |-------|-----:|-----------:|------------:|
 | EN 469 | 11 | 512.4 | +7 |
 | EN 470 | 9 | 431.0 | 0 |
-'''
+"""
 
-_CHAT = '''\
+_CHAT = """\
 <|im_start|>system
 You are a helpful assistant. Answer briefly, and say so when you do not know.<|im_end|>
 <|im_start|>user
@@ -81,9 +81,9 @@ Can you look up the weather in Graz for the next 3 days?<|im_end|>
 </tool_response><|im_end|>
 <|im_start|>assistant
 It stays mild: 24 °C on Monday, then rain on Tuesday at 19 °C. Skip watering that day.<|im_end|>
-'''
+"""
 
-_MANUAL_AND_CODE = '''\
+_MANUAL_AND_CODE = """\
 ## Configuration
 
 The daemon reads `/etc/ferry/ferry.toml` at start-up; send it `SIGHUP` to read the file again. Unknown keys are an \
@@ -111,6 +111,6 @@ export async function drain(queue, { signal, onError = console.error } = {}) {
 }
 
 SELECT user_id, COUNT(*) AS jobs, AVG(seconds) FROM runs WHERE state = 'failed' GROUP BY user_id HAVING COUNT(*) > 3;
-'''
+"""
 
 STRETCHES: tuple[str, ...] = (_PROSE_AND_CODE, _LANGUAGES_AND_DATA, _CHAT, _MANUAL_AND_CODE)

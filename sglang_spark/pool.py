@@ -9,6 +9,7 @@ from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from sglang_spark.adapters import pools
+from sglang_spark.calibration import Calibration
 from sglang_spark.layout import PoolLayout
 from spark_kernels.record import LayerRows
 
@@ -34,6 +35,8 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
 
     def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim=None, **kwargs):
         self.layout = layout
+        # Of this process's layers and heads; set once, before the first row is written.
+        self.calibration: Calibration | None = None
         # By global layer id; made once, because attention asks for them in every layer of every step.
         self._layer_rows: dict[int, LayerRows] = {}
         super().__init__(

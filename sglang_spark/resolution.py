@@ -6,6 +6,7 @@ from typing import Any
 
 from sglang_spark import compatibility
 from sglang_spark.adapters import arguments
+from sglang_spark.calibration import AUTO, check_source
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE, SparkConfig
 from sglang_spark.server_args import KV_COMPRESS_CHOICES
 
@@ -54,6 +55,7 @@ def _check_possible(server_args: Any) -> None:
     launch = compatibility.Launch(arguments.requested(server_args), arguments.resolved(server_args), model_config)
     compatibility.check(launch)
     SparkConfig.from_args(server_args, head_dim=model_config.head_dim, num_layers=model_config.num_hidden_layers)
+    check_source(server_args.spark_calibration, model_config)
 
 
 def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
@@ -63,6 +65,7 @@ def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
         "--spark-restore-bits": requested["spark_restore_bits"] != DEFAULT_RESTORE_BITS,
         "--spark-dense-layers": requested["spark_dense_layers"] != "",
         "--spark-value-dtype": requested["spark_value_dtype"] != DEFAULT_VALUE_DTYPE,
+        "--spark-calibration": requested["spark_calibration"] != AUTO,
         "--attention-backend spark": compatibility.BACKEND
         in (
             requested["attention_backend"],

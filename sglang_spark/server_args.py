@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from sglang.srt.server_args import ServerArgs
 
 from sglang_spark.adapters import arguments
+from sglang_spark.calibration import AUTO as DEFAULT_CALIBRATION
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE
 
 A, Arg = arguments.annotation()
@@ -16,7 +17,7 @@ KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 
 @arguments.complete
 class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
-    """SGLang's server arguments and five more.
+    """SGLang's server arguments and six more.
 
     Being fields of the record makes them command-line flags, keys of ``--config`` files, keywords of ``sgl.Engine``
     and part of ``/server_info``; every process reads them as ``get_memory().kv_compress`` and so on. The class is
@@ -57,3 +58,11 @@ class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
             "per quarter of them (72 bytes instead of 256 at head_dim 128)."
         ),
     ] = DEFAULT_VALUE_DTYPE
+    spark_calibration: A[
+        str,
+        Arg(
+            help="Where the statistics of keys come from that rows are made with: 'auto' measures them at start-up on "
+            "a short text, a path names a file made by python -m sglang_spark.calibrate. Servers that exchange rows "
+            "need the same file."
+        ),
+    ] = DEFAULT_CALIBRATION
