@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from spark_kernels.formats import CompressedKeyFormat, Int4ValueFormat, KeyFormat, RawKeyFormat, ValueFormat
+from spark_kernels.formats import Integers, KeyFormat, Numbers, Pruned, ValueFormat
 
-DEFAULT_KEY_RATIO = 0.8
-DEFAULT_RESTORE_BITS = 2
-DEFAULT_VALUE_DTYPE = "auto"
-VALUE_DTYPES = (DEFAULT_VALUE_DTYPE, "int4")
+DEFAULT_KEY_RATIO = 0.96
+DEFAULT_VALUE_DTYPE = "int4"
+VALUE_DTYPES = ("auto", DEFAULT_VALUE_DTYPE, "int3")
 
 _LAYER_OR_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -25,17 +24,17 @@ class SparkConfig:
     Parameters
     ----------
     key_ratio
-        Share of key channels to drop; 0 stores whole keys.
+        Share of key channels that are not kept exactly; 0 stores whole keys.
     restore_bits
-        Bits per channel for restoring dropped channels.
+        Bits per channel, on average, that restore them.
     dense_layers
         Global ids of the layers that store whole keys, ascending.
     value_dtype
-        ``"int4"``, or ``"auto"`` for the dtype that a dense cache would have.
+        ``"int4"``, ``"int3"``, or ``"auto"`` for the dtype that a dense cache would have.
     """
 
     key_ratio: float
-    restore_bits: int
+    restore_bits: float
     dense_layers: tuple[int, ...]
     value_dtype: str
 
@@ -53,9 +52,10 @@ class SparkConfig:
         ValueError
             A flag is outside its range for this model; the message names the flag, its value and the range.
         """
+        bits = args.spark_restore_bits
         config = cls(
             key_ratio=args.spark_key_ratio,
-            restore_bits=args.spark_restore_bits,
+            restore_bits=default_restore_bits(head_dim) if bits is None else bits,
             dense_layers=parse_layers(args.spark_dense_layers, num_layers),
             value_dtype=args.spark_value_dtype,
         )
@@ -63,24 +63,33 @@ class SparkConfig:
         if config.value_dtype not in VALUE_DTYPES:
             raise ValueError(f"--spark-value-dtype={config.value_dtype}: use one of {', '.join(VALUE_DTYPES)}")
         try:
-            config.compressed_format(head_dim, torch.bfloat16)
+            config.pruned_format(head_dim, torch.bfloat16)
         except ValueError as error:
             raise ValueError(_in_terms_of_flags(str(error))) from None
         return config
 
-    def compressed_format(self, head_dim: int, raw_dtype: torch.dtype) -> CompressedKeyFormat | RawKeyFormat:
+    def pruned_format(self, head_dim: int, number_dtype: torch.dtype) -> KeyFormat:
         """How the layers outside ``dense_layers`` store a key of ``head_dim`` channels."""
-        return KeyFormat.from_ratio(head_dim, self.key_ratio, self.restore_bits, raw_dtype)
+        if self.key_ratio == 0:
+            return Numbers(head_dim, number_dtype)
+        return Pruned.from_ratio(head_dim, self.key_ratio, self.restore_bits)
 
-    def key_format(self, layer_id: int, head_dim: int, raw_dtype: torch.dtype) -> CompressedKeyFormat | RawKeyFormat:
-        """How layer ``layer_id`` (global) stores a key; ``raw_dtype`` is the model's dtype."""
+    def key_format(self, layer_id: int, head_dim: int, number_dtype: torch.dtype) -> KeyFormat:
+        """How layer ``layer_id`` (global) stores a key; ``number_dtype`` is the model's dtype."""
         if layer_id in self.dense_layers:
-            return RawKeyFormat(head_dim, raw_dtype)
-        return self.compressed_format(head_dim, raw_dtype)
+            return Numbers(head_dim, number_dtype)
+        return self.pruned_format(head_dim, number_dtype)
 
-    def value_format(self, head_dim: int, auto_dtype: torch.dtype) -> ValueFormat | Int4ValueFormat:
+    def value_format(self, head_dim: int, auto_dtype: torch.dtype) -> ValueFormat:
         """How every layer stores a value of ``head_dim`` channels; ``auto_dtype`` is what ``"auto"`` stands for."""
-        return Int4ValueFormat(head_dim) if self.value_dtype == "int4" else ValueFormat(head_dim, auto_dtype)
+        if self.value_dtype == "auto":
+            return Numbers(head_dim, auto_dtype)
+        return Integers(head_dim, int(self.value_dtype.removeprefix("int")))
+
+
+def default_restore_bits(head_dim: int) -> float:
+    """What no flag means: with fewer channels each weighs more, and so do the bytes that do not depend on them."""
+    return 3 if head_dim >= 128 else 4
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:

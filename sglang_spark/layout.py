@@ -12,7 +12,7 @@ import torch
 from sglang_spark.adapters import settings
 from sglang_spark.adapters.model_share import ModelShare
 from sglang_spark.config import SparkConfig
-from spark_kernels.formats import CompressedKeyFormat, Int4ValueFormat, RawKeyFormat, ValueFormat
+from spark_kernels.formats import KeyFormat, Pruned, ValueFormat
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class PoolLayout:
         What a dense cache would store.
     """
 
-    key_formats: tuple[CompressedKeyFormat | RawKeyFormat, ...]
-    value_format: ValueFormat | Int4ValueFormat
+    key_formats: tuple[KeyFormat, ...]
+    value_format: ValueFormat
     num_kv_heads: int
     model_dtype: torch.dtype
 
@@ -75,27 +75,29 @@ class PoolLayout:
 
     def sizes(self) -> dict[str, int]:
         """What metrics and ``/server_info`` show; without a pruned layer all channels are kept."""
-        pruned = [key_format for key_format in self.key_formats if not key_format.is_raw]
+        pruned = [key_format for key_format in self.key_formats if isinstance(key_format, Pruned)]
         return {
             "bytes_per_token": self.bytes_per_token,
             "dense_bytes_per_token": self.dense_bytes_per_token,
-            "kept_key_channels": (pruned or self.key_formats)[0].kept_channels,
+            "kept_key_channels": pruned[0].kept_channels if pruned else self.key_formats[0].head_dim,
             "pruned_layers": len(pruned),
         }
 
     def summary(self, num_tokens: int) -> str:
-        """One line for the log: bytes per token, kept channels, dtype of values and capacity."""
+        """One line for the log: bytes per token, keys, values and capacity."""
         dense_tokens = num_tokens * self.bytes_per_token // self.dense_bytes_per_token
-        sizes = self.sizes()
-        if sizes["pruned_layers"]:
-            head_dim = self.key_formats[0].head_dim
-            kept = f"{sizes['kept_key_channels']} of {head_dim} key channels kept in {sizes['pruned_layers']}"
+        pruned = [key_format for key_format in self.key_formats if isinstance(key_format, Pruned)]
+        if pruned:
+            keys = (
+                f"{pruned[0].kept_channels} of {pruned[0].head_dim} key channels kept and the others restored from "
+                f"{pruned[0].restore_bits:g} bits in {len(pruned)}"
+            )
         else:
-            kept = "all key channels kept in all"
+            keys = "all key channels kept in all"
         return (
             f"SparK KV cache: {self.bytes_per_token} bytes per token against {self.dense_bytes_per_token} dense "
-            f"({self.bytes_per_token / self.dense_bytes_per_token:.3f}), {kept} of {len(self.key_formats)} layers, "
-            f"{self.value_format.dtype_name} values, "
+            f"({self.bytes_per_token / self.dense_bytes_per_token:.3f}), {keys} of {len(self.key_formats)} layers, "
+            f"{self.value_format.name} values, "
             f"{num_tokens} tokens against {dense_tokens} dense "
             f"({self.dense_bytes_per_token / self.bytes_per_token:.2f}x)"
         )

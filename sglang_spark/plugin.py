@@ -69,6 +69,16 @@ def _spark_pool(layout: PoolLayout, size: int, **kwargs):
     return pool
 
 
+def calibrate_pool(original, worker, *args, **kwargs):
+    """Between the pool and the backend that reads its rows: what the rows are made with."""
+    runner = worker.model_runner
+    if adapters.settings.memory_settings().kv_compress == "spark" and not runner.is_draft_worker:
+        from sglang_spark import calibration_forward
+
+        runner.token_to_kv_pool.calibration = calibration_forward.of_process(runner, worker.tokenizer)
+    return original(worker, *args, **kwargs)
+
+
 def build_spark_backend(model_runner):
     """Factory that SGLang calls for ``attention_backend="spark"``."""
     from sglang_spark import canary
@@ -104,6 +114,12 @@ HOOKS: tuple[Hook, ...] = (
     Hook(adapters.pools.CONFIGURE, configure_pool_of_bytes, HookType.AROUND, "the pool holds bytes"),
     Hook(adapters.pools.CELL_SIZE, size_by_rows, HookType.AROUND, "capacity from the real bytes per token"),
     Hook(adapters.pools.BUILD, build_spark_pool, HookType.AROUND, "the pool itself"),
+    Hook(
+        Target("sglang.srt.managers.tp_worker.TpModelWorker.init_attention_backends", ("self",)),
+        calibrate_pool,
+        HookType.AROUND,
+        "the calibration, when the weights are loaded, the pool is made and no graph is captured",
+    ),
     Hook(
         Target(f"{_COLLECTOR}.__init__", ("self", ...)),
         metrics.add_metrics,

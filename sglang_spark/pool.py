@@ -9,8 +9,10 @@ from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from sglang_spark.adapters import pools
+from sglang_spark.calibration import Calibration
 from sglang_spark.layout import PoolLayout
-from spark_kernels.formats import LayerRows
+from spark_kernels.formats import Pruned
+from spark_kernels.rows import LayerRows
 
 
 class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
@@ -36,6 +38,8 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
         self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, layer_num, v_head_dim=None, **kwargs
     ):
         self.layout = layout
+        # Of this process's layers and heads; set once, before the first row is written.
+        self.calibration: Calibration | None = None
         # By global layer id; made once, because attention asks for them in every layer of every step.
         self._layer_rows: dict[int, LayerRows] = {}
         super().__init__(
@@ -54,8 +58,11 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
         keys, values = self.get_key_buffer(layer_id), self.get_value_buffer(layer_id)
         rows = self._layer_rows.get(layer_id)
         if rows is None or rows.keys is not keys or rows.values is not values:
-            key_format = self.layout.key_formats[layer_id - self.start_layer]
-            rows = self._layer_rows[layer_id] = LayerRows(keys, values, key_format, self.layout.value_format)
+            layer = layer_id - self.start_layer
+            key_format = self.layout.key_formats[layer]
+            calibration = self.calibration.layer(layer, keys.device) if isinstance(key_format, Pruned) else None
+            rows = LayerRows(keys, values, key_format, self.layout.value_format, calibration)
+            self._layer_rows[layer_id] = rows
         return rows
 
     def set_kv_buffer(self, *args, **kwargs):

@@ -6,8 +6,9 @@ from typing import Any
 
 from sglang_spark import refusals
 from sglang_spark.adapters import arguments
+from sglang_spark.calibration import AUTO, check_source
 from sglang_spark.conditions import BACKEND, Launch
-from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_RESTORE_BITS, DEFAULT_VALUE_DTYPE, SparkConfig
+from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_VALUE_DTYPE, SparkConfig
 from sglang_spark.server_args import KV_COMPRESS_CHOICES
 
 
@@ -55,15 +56,17 @@ def _check_possible(server_args: Any) -> None:
     launch = Launch(arguments.requested(server_args), arguments.resolved(server_args), model_config)
     refusals.check(launch)
     SparkConfig.of(server_args, model_config)
+    check_source(server_args.spark_calibration, model_config)
 
 
 def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
     """A SparK setting without ``--kv-compress spark`` is a mistake that would serve dense."""
     set_anyway = {
         "--spark-key-ratio": requested["spark_key_ratio"] != DEFAULT_KEY_RATIO,
-        "--spark-restore-bits": requested["spark_restore_bits"] != DEFAULT_RESTORE_BITS,
+        "--spark-restore-bits": requested["spark_restore_bits"] is not None,
         "--spark-dense-layers": requested["spark_dense_layers"] != "",
         "--spark-value-dtype": requested["spark_value_dtype"] != DEFAULT_VALUE_DTYPE,
+        "--spark-calibration": requested["spark_calibration"] != AUTO,
         "--attention-backend spark": BACKEND
         in (
             requested["attention_backend"],

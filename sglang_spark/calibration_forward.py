@@ -1,0 +1,279 @@
+"""Measures a calibration: the model reads a short text at start-up, with a backend that only counts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.model_executor.forward_batch_info import (
+    CaptureHiddenMode,
+    ForwardBatch,
+    ForwardMode,
+    PPProxyTensors,
+    enable_num_token_non_padded,
+)
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import require_attn_tp_gather, require_mlp_tp_gather
+
+from sglang_spark.adapters import settings
+from sglang_spark.calibration import AUTO, STATISTICS, Calibration, Model
+from sglang_spark.calibration_text import STRETCHES
+from spark_kernels.reference import dense_attention
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+STRETCH_TOKENS = 256
+# How `calibrate` asks the server it starts to save what it measured.
+OUTPUT_VARIABLE = "SGLANG_SPARK_CALIBRATION_OUTPUT"
+
+
+class StatisticsBackend(AttentionBackend):
+    """Causal attention of one sequence to itself, which needs no pool, and sums of the keys and queries it sees.
+
+    Parameters
+    ----------
+    model_runner
+        Its pools are shown to models that look for them; nothing is written.
+    """
+
+    def __init__(self, model_runner: ModelRunner):
+        super().__init__()
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.req_to_token_pool = model_runner.req_to_token_pool
+        self.num_tokens = 0
+        # Of k, k^2 and q^2 by global layer id, float64 [3, num_kv_heads, head_dim].
+        self.sums: dict[int, torch.Tensor] = {}
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Tokens of the sequence without padding."""
+        self.num_tokens = forward_batch.extend_seq_lens_cpu[0]
+
+    def forward_extend(self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, **kwargs):
+        """Attention of the sequence; q ``[num_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
+        padding = len(q) - self.num_tokens
+        q = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)[: self.num_tokens]
+        k = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[: self.num_tokens]
+        v = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[: self.num_tokens]
+        self._count(q, k, layer.layer_id)
+        mask = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).tril()
+        out, _ = dense_attention(q, k, v, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, mask=mask)
+        return torch.nn.functional.pad(out.to(v.dtype).flatten(1), (0, 0, 0, padding))
+
+    def _count(self, q: torch.Tensor, k: torch.Tensor, layer_id: int) -> None:
+        keys = k.double()
+        # The queries of a group count as one each.
+        queries = q.double().square().unflatten(1, (k.shape[1], -1)).mean(2)
+        sums = torch.stack([x.sum(0) for x in (keys, keys.square(), queries)])
+        self.sums[layer_id] = self.sums[layer_id] + sums if layer_id in self.sums else sums
+
+
+def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
+    """The calibration that ``--spark-calibration`` asks for, of the layers and heads that this process holds."""
+    model, source = Model.of(model_runner.model_config), settings.memory_settings().spark_calibration
+    calibration = collect(model_runner, tokenizer) if source == AUTO else Calibration.load(source, model)
+    output = os.environ.get(OUTPUT_VARIABLE)
+    if output and torch.distributed.get_rank() == 0:
+        calibration.save(output, model, made_from=Path(model_runner.model_config.model_path).name)
+    info = model_runner.layer_info
+    return calibration.share(range(info.start_layer, info.end_layer), held_heads(model))
+
+
+def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
+    """Measure the calibration of a model whose weights are loaded.
+
+    Each of the four stretches of `STRETCHES` is one sequence, at a position of its own between 0 and the context
+    length; attention sees the difference of positions only, but keys are rotated by the position itself. All processes
+    of a model take part: tensor-parallel ranks hold a part of the heads, pipeline stages a part of the layers and send
+    each other hidden states as they do when they serve. LoRA adapters are left out.
+
+    Parameters
+    ----------
+    model_runner
+        Of the target model, with its pools made. Its backend and graphs are not needed.
+    tokenizer
+        Of the model, or None (``--skip-tokenizer-init``): then the sequences are token ids spread over the vocabulary,
+        which say less of the keys of text.
+
+    Returns
+    -------
+    Calibration
+        Of the whole model, the same in every process. A restart gives the same bytes where the model's kernels are
+        deterministic.
+
+    Raises
+    ------
+    RuntimeError
+        A layer of the model did not call its attention.
+    ValueError
+        The statistics are not finite: the weights or the activations are not.
+    """
+    start = time.perf_counter()
+    model_config = model_runner.model_config
+    sequences = token_ids(tokenizer, model_config.vocab_size)
+    backend = StatisticsBackend(model_runner)
+    with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _eager_only(model_runner, backend):
+        for ids, offset in zip(sequences, _offsets(sequences, model_config.context_len), strict=True):
+            _read(model_runner, ids, offset)
+    num_tokens = sum(map(len, sequences))
+    calibration = _combined(backend.sums, num_tokens, model_runner)
+    logger.info(
+        f"SparK calibration: {num_tokens} tokens in {time.perf_counter() - start:.2f} s, "
+        f"fingerprint {calibration.fingerprint}"
+    )
+    return calibration
+
+
+def token_ids(tokenizer: Any, vocab_size: int) -> list[list[int]]:
+    """The stretches as token ids, at most `STRETCH_TOKENS` each, as the tokenizer begins a prompt."""
+    if tokenizer is None:
+        logger.warning(
+            "SparK calibration: without a tokenizer it reads token ids spread over the vocabulary, which say less of "
+            "the keys of text; give --spark-calibration a file from python -m sglang_spark.calibrate"
+        )
+        # By the golden ratio: no id twice, and no neighbours.
+        spread = [int(i * 0.6180339887 % 1 * vocab_size) for i in range(len(STRETCHES) * STRETCH_TOKENS)]
+        return [spread[i : i + STRETCH_TOKENS] for i in range(0, len(spread), STRETCH_TOKENS)]
+    return [tokenizer(stretch)["input_ids"][:STRETCH_TOKENS] for stretch in STRETCHES]
+
+
+def _offsets(sequences: list[list[int]], context_len: int) -> list[int]:
+    """Positions at which the sequences begin, spread over the context."""
+    room = max(context_len - max(map(len, sequences)), 0)
+    return [room * i // (len(sequences) - 1) for i in range(len(sequences))]
+
+
+@contextmanager
+def _eager_only(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[None]:
+    """Let ``model_runner`` run a batch before it has made the runners that it makes after its pools."""
+
+    def execute(forward_batch, pp_proxy_tensors=None):
+        backend.init_forward_metadata(forward_batch)
+        kwargs = model_runner._pp_kwargs(pp_proxy_tensors)
+        return model_runner.model.forward(forward_batch.input_ids, forward_batch.positions, forward_batch, **kwargs)
+
+    runners = {
+        "eager_runner": SimpleNamespace(execute=execute),
+        "prefill_cuda_graph_runner": None,
+        "decode_cuda_graph_runner": None,
+    }
+    vars(model_runner).update(runners)
+    try:
+        yield
+    finally:
+        for name in runners:
+            delattr(model_runner, name)
+
+
+def _read(model_runner: ModelRunner, ids: list[int], offset: int) -> None:
+    """One sequence through the layers of this process; its hidden states come from and go to the stages beside it."""
+    stages, neighbours = model_runner.pp_group, {"all_gather_group": model_runner.attention_tp_group}
+    received = None if stages.is_first_rank else PPProxyTensors(stages.recv_tensor_dict(**neighbours))
+    output = model_runner._forward_raw(_batch(model_runner, ids, offset), received).logits_output
+    if not stages.is_last_rank:
+        stages.send_tensor_dict(output.tensors, **neighbours)
+
+
+def _batch(model_runner: ModelRunner, ids: list[int], offset: int) -> ForwardBatch:
+    """A prompt without a prefix, whose positions begin at ``offset``."""
+    num_tokens, device = len(ids), model_runner.device
+
+    def tensor(values: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    positions = torch.arange(offset, offset + num_tokens, device=device)
+    batch = ForwardBatch(
+        forward_mode=ForwardMode.EXTEND,
+        global_forward_mode=ForwardMode.EXTEND,
+        is_extend_in_batch=True,
+        batch_size=1,
+        input_ids=tensor(ids),
+        req_pool_indices=tensor([0]),
+        # SGLang's slot for padding; nothing is written.
+        out_cache_loc=tensor([0] * num_tokens),
+        positions=positions,
+        mrope_positions=positions.expand(3, -1),
+        seq_lens=tensor([num_tokens]),
+        seq_lens_cpu=torch.tensor([num_tokens]),
+        seq_lens_sum=num_tokens,
+        orig_seq_lens=tensor([num_tokens]),
+        extend_num_tokens=num_tokens,
+        extend_seq_lens=tensor([num_tokens], torch.int32),
+        extend_prefix_lens=tensor([0], torch.int32),
+        extend_start_loc=tensor([0], torch.int32),
+        extend_seq_lens_cpu=[num_tokens],
+        extend_prefix_lens_cpu=[0],
+        extend_logprob_start_lens_cpu=[num_tokens],
+        global_num_token_non_padded_cpu=num_tokens,
+        capture_hidden_mode=CaptureHiddenMode.NULL,
+        spec_algorithm=model_runner.spec_algorithm,
+        lora_ids=[None] if model_runner.lora_manager is not None else None,
+    )
+    if enable_num_token_non_padded():
+        batch.global_num_token_non_padded = torch.tensor(num_tokens, dtype=torch.int32, device=device)
+    # Where MLPs gather the tokens of data-parallel attention, every rank reads the same sequence.
+    ranks = get_parallel().dp_size if require_mlp_tp_gather() else 1
+    if require_mlp_tp_gather() or require_attn_tp_gather():
+        batch.original_global_num_tokens_cpu = batch.global_num_tokens_cpu = [num_tokens] * ranks
+        batch.global_num_tokens_for_logprob_cpu = [1] * ranks
+        batch.global_num_tokens_gpu = tensor([num_tokens] * ranks)
+        batch.global_num_tokens_for_logprob_gpu = tensor([1] * ranks)
+    if model_runner.lora_manager is not None:
+        model_runner.lora_manager.prepare_lora_batch(batch)
+    return batch
+
+
+def held_heads(model: Model) -> range:
+    """KV heads of this process. With more ranks than heads, several hold the same head and queries of their own."""
+    ranks, rank = get_parallel().attn_tp_size, get_parallel().attn_tp_rank
+    count = max(1, model.num_kv_heads // ranks)
+    first = rank * model.num_kv_heads // ranks
+    return range(first, first + count)
+
+
+def _combined(sums: dict[int, torch.Tensor], num_tokens: int, model_runner: ModelRunner) -> Calibration:
+    """The calibration of the whole model from the sums of all its processes."""
+    model = Model.of(model_runner.model_config)
+    heads = held_heads(model)
+    _check_all_counted(sums, model_runner)
+    total = torch.zeros(3, *model.shape, dtype=torch.float64)
+    tokens = torch.zeros(*model.shape[:2], 1, dtype=torch.float64)
+    for layer, layer_sums in sums.items():
+        total[:, layer, heads.start : heads.stop] = layer_sums.cpu()
+        tokens[layer, heads.start : heads.stop] = num_tokens
+    for part in (total, tokens):
+        # Zeros leave a sum as it is, and a reduction gives every rank the same bytes.
+        torch.distributed.all_reduce(part, group=get_parallel().world_group.cpu_group)
+    centre, square, query_square = total / tokens.clamp(min=1)
+    deviation, query_rms = (square - centre.square()).clamp(min=0).sqrt(), query_square.sqrt()
+    for name, statistic in zip(STATISTICS, (centre, deviation, query_rms), strict=True):
+        if not statistic.isfinite().all():
+            layer = int((~statistic.isfinite()).nonzero()[0, 0])
+            raise ValueError(
+                f"--spark-calibration=auto: {name} of layer {layer} is not finite; the model's weights or activations "
+                "are not. Serve it with --kv-compress none"
+            )
+    return Calibration.of(model, centre, deviation, query_rms)
+
+
+def _check_all_counted(sums: dict[int, torch.Tensor], model_runner: ModelRunner) -> None:
+    layers = {module.layer_id for module in model_runner.model.modules() if isinstance(module, RadixAttention)}
+    info = model_runner.layer_info
+    missing = sorted(layers.intersection(range(info.start_layer, info.end_layer)) - sums.keys())
+    if missing:
+        raise RuntimeError(
+            f"--spark-calibration=auto: layers {missing} did not call their attention while the calibration text was "
+            "read. Serve this model with --kv-compress none"
+        )
