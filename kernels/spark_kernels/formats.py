@@ -18,7 +18,7 @@ planes          see below   the codes of all positions with 4 bits, then of thos
 scales          4           two float16: tau, the token's scale of restoration, and kappa, of its kept integers
 kept words      2 * T       T 16-bit words in ascending order of position. Above the magnitude of an integer in the low
                             ``magnitude_bits``: the position, and its sign in the highest bit
-zeros                       up to the next multiple of 8
+zeros                       up to the next multiple of 8, and to 16
 ==============  ==========  ===========================================================================================
 
 A code c of b bits stands for ``(c + 1/2 - 2 ** (b - 1)) * unit * tau``, with ``unit`` the channel's step times
@@ -26,7 +26,7 @@ A code c of b bits stands for ``(c + 1/2 - 2 ** (b - 1)) * unit * tau``, with ``
 The restored key is the centre plus that, plus ``kappa * integer`` where the channel was kept.
 
 An integer row: planes (4 bits; or 2 bits and, above them, 1 bit), then one float16 scale, then zeros up to the next
-multiple of 8. A code c stands for ``(c + 1/2 - 2 ** (bits - 1)) * scale`` of the transformed value; see
+multiple of 8, and to 16. A code c stands for ``(c + 1/2 - 2 ** (bits - 1)) * scale`` of the transformed value; see
 `spark_kernels.reference.hadamard`.
 
 A *plane* of N codes of b bits is ``H = N * b / 16`` 16-bit words: word j holds the codes j, j + H, j + 2 H, ... from
@@ -57,6 +57,8 @@ MAX_KEY_RATIO = 0.99
 UNIT_STEPS = {4: 0.3352, 3: 0.586, 2: 0.9957, 1: 1.596, 0: 0.0}
 
 _ROW_ALIGNMENT = 8
+# Kernels read rows 16 bytes at a time.
+_LEAST_ROW = 16
 _WORD_BYTES = 2
 _WORD_BITS = 16
 _SCALES_BYTES = 4
@@ -338,7 +340,7 @@ def _plane_bytes(profile: tuple[int, int, int, int]) -> int:
 
 
 def _aligned(size: int) -> int:
-    return math.ceil(size / _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+    return max(_LEAST_ROW, math.ceil(size / _ROW_ALIGNMENT) * _ROW_ALIGNMENT)
 
 
 def _check_head_dim(head_dim: int) -> None:

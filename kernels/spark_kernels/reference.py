@@ -262,6 +262,7 @@ def _pack_integers(v: torch.Tensor, value_format: Integers) -> torch.Tensor:
     product = (levels * odd * VALUE_PRODUCT_ONE).to(torch.int32).sum(-1, keepdim=True).float()
     square = odd.to(torch.int32).square().sum(-1, keepdim=True).float()
     scale = (scale * (product / square) * (2.0 / VALUE_PRODUCT_ONE)).clamp(max=FLOAT16_MAX).half()
+    scale = torch.where(scale.isnan(), math.nan, scale)
 
     levels = (y * (1.0 / scale.float())).where(scale > 0, 0.0)
     codes = (levels.floor().clamp(-half, half - 1.0) + half).to(torch.int32)

@@ -87,7 +87,7 @@ def test_int4_sizes(head_dim, row_bytes):
     assert Integers(head_dim).row_bytes == row_bytes
 
 
-@pytest.mark.parametrize(("head_dim", "row_bytes"), [(16, 8), (64, 32), (80, 32), (128, 56), (256, 104)])
+@pytest.mark.parametrize(("head_dim", "row_bytes"), [(16, 16), (64, 32), (80, 32), (128, 56), (256, 104)])
 def test_int3_sizes(head_dim, row_bytes):
     assert Integers(head_dim, 3).row_bytes == row_bytes
 

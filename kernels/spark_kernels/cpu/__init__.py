@@ -1,14 +1,15 @@
 """Kernels for the CPU, compiled by numba.
 
-``vectors`` and ``memory`` are short vectors of float32, ``numbers`` what numba lacks of scalars; ``rows`` restores
-rows, ``pack`` makes key rows, ``values`` has int4 values; ``decode`` attends with ``scores`` and ``weighted_sums``,
-``extend`` to restored prefixes. The names below are what `spark_kernels.wrappers` needs of an implementation.
+``write`` makes rows, ``restore`` reads them back, ``decode`` attends to them with ``scores`` and ``weighted_sums``,
+``extend`` attends to new chunks and restored prefixes. ``fields`` is what they know of a format, ``hadamard`` the
+transform of values; ``vectors`` and ``memory`` are short vectors of float32, ``numbers`` what numba lacks of scalars. The
+names below are what `spark_kernels.implementation` asks for.
 """
 
 from spark_kernels.cpu.decode import DecodePlan, decode_attention
 from spark_kernels.cpu.extend import SEGMENT_TOKENS, ExtendPlan, extend_attention, merge_state
-from spark_kernels.cpu.pack import write_rows
-from spark_kernels.cpu.rows import restore_keys, restore_values
+from spark_kernels.cpu.restore import restore_keys, restore_values
+from spark_kernels.cpu.write import write_rows
 
 CUDA_GRAPHS = False
 

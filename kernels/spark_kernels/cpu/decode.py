@@ -1,7 +1,8 @@
 """Fused decode attention over rows: one query per request, no dense copy of the keys.
 
 Work is cut into (request, chunk of KV_CHUNK tokens, KV head); each item scores its chunk's keys against the group's
-queries, takes the softmax and sums values under it. Chunks are counted from the start of each request and merged in
+queries, takes the softmax and sums values under it. Values of integers are transformed back once per query, when its
+chunks are merged. Chunks are counted from the start of each request and merged in
 order, so a request's result does not depend on the batch it is in or on the number of threads.
 """
 
@@ -17,13 +18,16 @@ from numba import prange
 
 from spark_kernels.cpu import memory, vectors
 from spark_kernels.cpu.compile import kernel
+from spark_kernels.cpu.fields import key_layout, value_layout
+from spark_kernels.cpu.hadamard import transform
 from spark_kernels.cpu.numbers import FAST_SUMS, LN2, LOG2_E, exp2_nonpositive
-from spark_kernels.cpu.rows import key_layout, value_layout
 from spark_kernels.cpu.scores import QUAD, score_keys
 from spark_kernels.cpu.threads import call_parallel
 from spark_kernels.cpu.vector_types import LANES
 from spark_kernels.cpu.weighted_sums import weighted_sum
-from spark_kernels.formats import LayerRows
+from spark_kernels.formats import Integers
+from spark_kernels.reference import hadamard_scales
+from spark_kernels.rows import LayerRows
 
 KV_CHUNK = 256
 # Partial results, one per chunk and query head, that one thread merges.
@@ -117,7 +121,7 @@ def _soften(scores, count, score_scale, soft_cap, peaks, totals):
 
 
 @kernel()
-def _attend(q, key_rows, layout, value_rows, value_code, slots, head, score_scale, soft_cap, acc, peaks, totals):
+def _attend(q, key_rows, layout, value_rows, value_layout, slots, head, score_scale, soft_cap, acc, peaks, totals):
     """Softmax of the group's queries over one chunk.
 
     Scores are in base 2. Fills ``acc`` with the sums of values weighted relative to the largest scores; ``peaks`` and
@@ -126,7 +130,7 @@ def _attend(q, key_rows, layout, value_rows, value_code, slots, head, score_scal
     scores = memory.empty_tile(peaks.shape[0], QUAD * KV_CHUNK)
     score_keys(layout, key_rows, slots, head, q, scores, value_rows)
     _soften(scores, slots.shape[0], score_scale, soft_cap, peaks, totals)
-    weighted_sum(value_code, value_rows, slots, head, scores, acc)
+    weighted_sum(value_layout, value_rows, slots, head, scores, acc)
 
 
 @kernel(fastmath=FAST_SUMS)
@@ -151,7 +155,7 @@ def _merge(accs, peaks, totals, member, v_scale, out):
 
 
 @kernel()
-def _merge_output(work, accs, peaks, totals, request_items, v_scale, out, lse):
+def _merge_output(work, accs, peaks, totals, request_items, value_layout, back, v_scale, out, lse):
     request = work // lse.shape[1]
     qo_head = work % lse.shape[1]
     group = lse.shape[1] // accs.shape[0]
@@ -165,6 +169,10 @@ def _merge_output(work, accs, peaks, totals, request_items, v_scale, out, lse):
         v_scale,
         out[request, qo_head],
     )
+    if back > 0:
+        transform(out[request], qo_head, value_layout.block)
+        for j in range(out.shape[2]):
+            out[request, qo_head, j] *= back
 
 
 @kernel(parallel=True)
@@ -173,7 +181,8 @@ def _decode(
     key_rows,
     layout,
     value_rows,
-    value_code,
+    value_layout,
+    back,
     kv_indices,
     items,
     request_items,
@@ -198,7 +207,7 @@ def _decode(
             key_rows,
             layout,
             value_rows,
-            value_code,
+            value_layout,
             kv_indices[items[item, 1] : items[item, 2]],
             head,
             score_scale,
@@ -211,10 +220,10 @@ def _decode(
     # To start the threads again takes longer than a few merges.
     if num_items * q.shape[1] <= _SERIAL_MERGES:
         for work in range(outputs):
-            _merge_output(work, accs, peaks, totals, request_items, v_scale, out, lse)
+            _merge_output(work, accs, peaks, totals, request_items, value_layout, back, v_scale, out, lse)
     else:
         for work in prange(outputs):
-            _merge_output(work, accs, peaks, totals, request_items, v_scale, out, lse)
+            _merge_output(work, accs, peaks, totals, request_items, value_layout, back, v_scale, out, lse)
 
 
 def decode_attention(
@@ -239,9 +248,10 @@ def decode_attention(
         _decode,
         q_array,
         key_rows,
-        key_layout(rows.key_format),
+        key_layout(rows),
         value_rows,
         value_layout(rows.value_format),
+        np.float32(hadamard_scales(rows.value_format.block)[1] if isinstance(rows.value_format, Integers) else 0.0),
         plan.kv_indices,
         plan.items,
         plan.request_items,

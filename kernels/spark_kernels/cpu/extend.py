@@ -11,9 +11,11 @@ import torch
 from numba import prange
 
 from spark_kernels.cpu.compile import kernel
-from spark_kernels.cpu.rows import restore_keys, restore_values
+from spark_kernels.cpu.restore import restore_keys, restore_values
 from spark_kernels.cpu.threads import call_parallel
-from spark_kernels.formats import LayerRows
+from spark_kernels.formats import Integers
+from spark_kernels.reference import hadamard, hadamard_scales
+from spark_kernels.rows import LayerRows
 
 # Prefix tokens restored at a time if not said otherwise.
 SEGMENT_TOKENS = 2048
@@ -71,12 +73,15 @@ def extend_attention(
         if start == stop:
             continue
         span = slice(start, stop)
-        out[span], lse[span] = _attention(q[span], k[span], v[span], sm_scale, logits_soft_cap, plan.causal)
         for begin in range(first, last, plan.segment_tokens):
             slots = plan.prefix_indices[begin : min(begin + plan.segment_tokens, last)]
             keys = restore_keys(rows, slots, workspace[: slots.shape[0]]).to(dtype)
-            values = restore_values(rows, slots, v_scale).to(dtype)
+            values = restore_values(rows, slots, v_scale, transformed=True).to(dtype)
             merge_into(out[span], lse[span], *_attention(q[span], keys, values, sm_scale, logits_soft_cap, False))
+        if isinstance(rows.value_format, Integers):
+            block = rows.value_format.block
+            out[span] = hadamard(out[span], block) * hadamard_scales(block)[1]
+        merge_into(out[span], lse[span], *_attention(q[span], k[span], v[span], sm_scale, logits_soft_cap, plan.causal))
     return out, lse
 
 

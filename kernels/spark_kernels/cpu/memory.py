@@ -89,18 +89,6 @@ def store1(typingctx, array, i, vector):
 
 
 @intrinsic
-def clear(typingctx, array, i, j):
-    """Set ``array[i, j : j + 16]`` of a C-contiguous 2-d int32 array to 0."""
-
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1:], VECTOR_OF[32])
-        builder.store(ir.Constant(VECTOR_OF[32], [0] * LANES), pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp), codegen
-
-
-@intrinsic
 def load_bfloat16(typingctx, array, i, j, k):
     """``array[i, j, k : k + 16]`` of a C-contiguous 3-d uint16 array of bfloat16, as float32."""
 
@@ -149,28 +137,54 @@ def load_float8(typingctx, array, i, j, k):
 
 
 @intrinsic
-def load_nibbles(typingctx, array, i, j, k, shift):
-    """Bits ``shift .. shift + 3`` of the 16-bit words at ``array[i, j, k : k + 32]``, int8 and 3-d, as float32."""
+def load_codes(typingctx, array, i, j, k, shift, bits):
+    """Bits ``shift .. shift + bits - 1`` of the 16 bytes at ``array[i, j, k : k + 16]``, uint8 and 3-d, as float32."""
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1:4], VECTOR_OF[16])
-        wide = builder.zext(builder.load(pointer, align=2), VECTOR_OF[32])
-        shift = builder.bitcast(splatted(builder, builder.bitcast(args[4], ir.FloatType())), VECTOR_OF[32])
-        nibbles = builder.and_(builder.lshr(wide, shift), ir.Constant(VECTOR_OF[32], [15] * LANES))
-        return builder.sitofp(nibbles, VECTOR)
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1:4], VECTOR_OF[8])
+        wide = builder.zext(builder.load(pointer, align=1), VECTOR_OF[32])
+        one = ir.Constant(ir.IntType(32), 1)
+        mask = builder.sub(builder.shl(one, args[5]), one)
+        shift, mask = (_splatted_bits(builder, bits) for bits in (args[4], mask))
+        return builder.sitofp(builder.and_(builder.lshr(wide, shift), mask), VECTOR)
+
+    return float32x16(array, types.intp, types.intp, types.intp, types.int32, types.int32), codegen
+
+
+@intrinsic
+def load_low_bits(typingctx, array, i, j, k, bits):
+    """The lowest ``bits`` bits of the words ``array[i, j, k : k + 16]``, uint16 and 3-d, as float32."""
+
+    def codegen(context, builder, signature, args):
+        words = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1:4], VECTOR_OF[16]), align=2)
+        one = ir.Constant(ir.IntType(32), 1)
+        mask = _splatted_bits(builder, builder.sub(builder.shl(one, args[4]), one))
+        return builder.sitofp(builder.and_(builder.zext(words, VECTOR_OF[32]), mask), VECTOR)
 
     return float32x16(array, types.intp, types.intp, types.intp, types.int32), codegen
 
 
 @intrinsic
-def load_half(typingctx, array, i, j, k):
-    """The float16 at ``array[i, j, k : k + 2]``, int8 and 3-d, as float32."""
+def store_high_bits(typingctx, target, at, array, i, j, k, bits):
+    """Set ``target[at : at + 16]`` to 4 times what is above the lowest ``bits`` bits of ``array[i, j, k : k + 16]``.
+
+    Both are uint16, ``array`` is 3-d.
+    """
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1:], ir.HalfType())
-        return builder.fpext(builder.load(pointer, align=2), ir.FloatType())
+        target, at, array, i, j, k, bits = args
+        words = builder.load(_pointer(context, builder, signature.args[2], array, [i, j, k], VECTOR_OF[16]), align=2)
+        wide = builder.lshr(builder.zext(words, VECTOR_OF[32]), _splatted_bits(builder, bits))
+        places = builder.trunc(builder.shl(wide, ir.Constant(VECTOR_OF[32], [2] * LANES)), VECTOR_OF[16])
+        builder.store(places, _pointer(context, builder, signature.args[0], target, [at], VECTOR_OF[16]), align=2)
+        return context.get_dummy_value()
 
-    return types.float32(array, types.intp, types.intp, types.intp), codegen
+    return types.void(target, types.intp, array, types.intp, types.intp, types.intp, types.int32), codegen
+
+
+def _splatted_bits(builder, bits):
+    """16 times an int32."""
+    return builder.bitcast(splatted(builder, builder.bitcast(bits, ir.FloatType())), VECTOR_OF[32])
 
 
 @intrinsic
@@ -181,50 +195,6 @@ def load_float32(typingctx, array, i, j, k):
         return builder.load(_pointer(context, builder, signature.args[0], args[0], args[1:], VECTOR), align=4)
 
     return float32x16(array, types.intp, types.intp, types.intp), codegen
-
-
-@intrinsic
-def load_int32(typingctx, array, i, j):
-    """``array[i, j : j + 16]`` of a C-contiguous 2-d int32 array, as float32."""
-
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1:], VECTOR_OF[32])
-        return builder.sitofp(builder.load(pointer, align=4), VECTOR)
-
-    return float32x16(array, types.intp, types.intp), codegen
-
-
-@intrinsic
-def load_high_bits(typingctx, array, i, j, k, low_bits):
-    """``array[i, j, k : k + 16] >> low_bits`` of a C-contiguous 3-d int16 array, as float32."""
-
-    def codegen(context, builder, signature, args):
-        words = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1:4], VECTOR_OF[16]), align=2)
-        wide = builder.sext(words, VECTOR_OF[32])
-        shift = builder.bitcast(splatted(builder, builder.bitcast(args[4], ir.FloatType())), VECTOR_OF[32])
-        return builder.sitofp(builder.ashr(wide, shift), VECTOR)
-
-    return float32x16(array, types.intp, types.intp, types.intp, types.int32), codegen
-
-
-@intrinsic
-def store_low_bits(typingctx, target, at, array, i, j, k, low_bits):
-    """Set ``target[at : at + 16]`` (uint16) to 4 times the low bits of ``array[i, j, at : at + 16]`` (int16)."""
-
-    def codegen(context, builder, signature, args):
-        target, at, array, i, j, k, low_bits = args
-        source = _pointer(context, builder, signature.args[2], array, [i, j, k], VECTOR_OF[16])
-        one = ir.Constant(ir.IntType(32), 1)
-        mask = builder.trunc(builder.sub(builder.shl(one, low_bits), one), ir.IntType(16))
-        undefined = ir.Constant(VECTOR_OF[16], ir.Undefined)
-        mask = builder.insert_element(undefined, mask, ir.Constant(ir.IntType(32), 0))
-        mask = shuffled(builder, mask, undefined, [0] * LANES)
-        low = builder.and_(builder.load(source, align=2), mask)
-        low = builder.shl(low, ir.Constant(VECTOR_OF[16], [2] * LANES))
-        builder.store(low, _pointer(context, builder, signature.args[0], target, [at], VECTOR_OF[16]), align=2)
-        return context.get_dummy_value()
-
-    return types.void(target, types.intp, array, types.intp, types.intp, types.intp, types.int32), codegen
 
 
 @intrinsic

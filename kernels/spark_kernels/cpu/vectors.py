@@ -1,13 +1,12 @@
 """Arithmetic on vectors of 16 float32 for numba; `spark_kernels.cpu.memory` loads and stores them.
 
-LLVM's own vectoriser does well on element-wise loops, but not on expanding bit planes (five times slower) nor on
-keeping several accumulators in registers. These few operations on an explicit vector type are plain LLVM IR: one
+LLVM's own vectoriser does well on element-wise loops, but not on keeping several accumulators in registers. These few operations on an explicit vector type are plain LLVM IR: one
 AVX-512 instruction each where there is AVX-512, and a few narrower ones elsewhere.
 """
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, errors
 from numba.extending import intrinsic
 
 from spark_kernels.cpu.numbers import EXP2_TAYLOR
@@ -22,16 +21,6 @@ def splat4(typingctx, x):
         return splatted(builder, args[0], 4)
 
     return float32x4(types.float32), codegen
-
-
-@intrinsic
-def scaled(typingctx, vector, factor):
-    """``factor * vector`` of 4 lanes."""
-
-    def codegen(context, builder, signature, args):
-        return builder.fmul(args[0], splatted(builder, args[1], 4))
-
-    return float32x4(float32x4, types.float32), codegen
 
 
 @intrinsic
@@ -85,17 +74,6 @@ def at_least(typingctx, a, b):
 
 
 @intrinsic
-def signs(typingctx, vector):
-    """uint16 with a bit for each lane, lowest first: whether its sign is negative, that of -0.0 too."""
-
-    def codegen(context, builder, signature, args):
-        bits = builder.bitcast(args[0], VECTOR_OF[32])
-        return builder.bitcast(builder.icmp_signed("<", bits, bits.type([0] * LANES)), ir.IntType(LANES))
-
-    return types.uint16(vector), codegen
-
-
-@intrinsic
 def count(typingctx, bits):
     """Number of bits set in a uint16."""
 
@@ -131,30 +109,18 @@ def multiply_add(typingctx, a, b, c):
 
 
 @intrinsic
-def signed(typingctx, bits, weight):
-    """``weight`` where a bit of a uint16 is set and ``-weight`` where it is clear, lowest bit first."""
+def butterfly(typingctx, vector, width):
+    """One stage of a Hadamard transform of 16 channels: sums and differences of lanes ``width`` (a constant) apart."""
+    if not isinstance(width, types.IntegerLiteral):
+        raise errors.RequireLiteralValue("width must be a constant")
+    apart = width.literal_value
 
     def codegen(context, builder, signature, args):
-        mask = builder.bitcast(args[0], ir.VectorType(ir.IntType(1), LANES))
-        return builder.select(mask, splatted(builder, args[1]), splatted(builder, builder.fneg(args[1])))
+        other = shuffled(builder, args[0], args[0], [lane ^ apart for lane in range(LANES)])
+        is_second = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [bool(lane & apart) for lane in range(LANES)])
+        return builder.select(is_second, builder.fsub(other, args[0]), builder.fadd(args[0], other))
 
-    return float32x16(types.uint16, types.float32), codegen
-
-
-@intrinsic
-def two_bit_levels(typingctx, high, low):
-    """``(2 * h + l) / 4`` with h and l +1 where the bit of a uint16 is set and -1 where it is clear."""
-
-    def codegen(context, builder, signature, args):
-        def constant(x):
-            return ir.Constant(VECTOR, [x] * LANES)
-
-        mask = ir.VectorType(ir.IntType(1), LANES)
-        high, low = builder.bitcast(args[0], mask), builder.bitcast(args[1], mask)
-        below_zero = builder.select(low, constant(-0.25), constant(-0.75))
-        return builder.select(high, builder.fadd(below_zero, constant(1.0)), below_zero)
-
-    return float32x16(types.uint16, types.uint16), codegen
+    return float32x16(float32x16, width), codegen
 
 
 @intrinsic
