@@ -146,7 +146,7 @@ def _tau(normalised: torch.Tensor, key_format: Pruned) -> torch.Tensor:
         return torch.zeros_like(normalised[..., :1], dtype=torch.float16)
     squares = (normalised[..., :count].square().clamp(max=CLIP) * KEY_SQUARE_ONE).to(torch.int32)
     mean = squares.sum(-1, keepdim=True).float() * (1.0 / (count * KEY_SQUARE_ONE))
-    return mean.sqrt().clamp(min=LEAST_TAU).half()
+    return _root(mean).clamp(min=LEAST_TAU).half()
 
 
 def _codes(levels: torch.Tensor, key_format: Pruned) -> torch.Tensor:
@@ -166,6 +166,11 @@ def _half_levels(key_format: Pruned, device: torch.device) -> torch.Tensor:
     for plane in key_format.planes:
         half[plane.start : plane.start + plane.channels] = 2.0 ** (plane.bits - 1)
     return half
+
+
+def _root(x: torch.Tensor) -> torch.Tensor:
+    """The correctly rounded square root of float32 numbers; PyTorch's own can be the neighbour of it on a CPU."""
+    return x.double().sqrt().float()
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
@@ -274,7 +279,7 @@ def _deviation(y: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     """Root mean square of the last dimension, whose largest magnitude is ``largest``."""
     squares = (y * (1.0 / largest)).square().where(largest > 0, 0.0)
     mean = (squares * VALUE_SQUARE_ONE).to(torch.int32).sum(-1, keepdim=True).float()
-    return (mean * (1.0 / (y.shape[-1] * VALUE_SQUARE_ONE))).sqrt() * largest
+    return _root(mean * (1.0 / (y.shape[-1] * VALUE_SQUARE_ONE))) * largest
 
 
 def _unpack_integers(rows: torch.Tensor, value_format: Integers) -> torch.Tensor:
