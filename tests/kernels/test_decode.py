@@ -56,13 +56,14 @@ def test_value_formats(values, v_scale):
     _check(Layer.random(values=values, v_scale=v_scale), v_scale=v_scale)
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 256], ids="head_dim {}".format)
-@pytest.mark.parametrize("keys", ["2-bit", "raw bfloat16"])
-def test_int4_values(keys, head_dim):
-    _check(Layer.random(keys, "int4", head_dim=head_dim))
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("values", ["int4", "int3"])
+@pytest.mark.parametrize("keys", ["3 bits", "bfloat16"])
+def test_integer_values(keys, values, head_dim):
+    _check(Layer.random(keys, values, head_dim=head_dim))
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "raw float32"])
+@pytest.mark.parametrize("keys", ["3 bits", "float32"])
 def test_soft_cap(keys):
     _check(Layer.random(keys), logits_soft_cap=1.5)
 
@@ -85,8 +86,8 @@ def test_large_grid(keys, values, length, batch):
     _check(Layer.random(keys, values, num_kv_heads=4, group=8, lengths=(length,) * batch))
 
 
-def test_raw_float32_is_as_exact_as_dense_attention():
-    layer = Layer.random("raw float32", "float32", lengths=(2000,))
+def test_float32_rows_are_as_exact_as_dense_attention():
+    layer = Layer.random("float32", "float32", lengths=(2000,))
     q = _queries(layer)
     out, lse = _decode(layer, q)
     k, v = (x.double().repeat_interleave(4, 1) for x in (layer.k, layer.v))
@@ -95,7 +96,7 @@ def test_raw_float32_is_as_exact_as_dense_attention():
     torch.testing.assert_close(lse.double(), logits.logsumexp(-1), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "raw float32"])
+@pytest.mark.parametrize("keys", ["3 bits", "float32"])
 @pytest.mark.parametrize("size", [1e-3, 30.0, 1e4], ids="size {}".format)
 def test_logits_of_any_size(keys, size):
     layer = Layer.random(keys)

@@ -76,8 +76,8 @@ def test_segments_of_any_size(segment_tokens):
     _check(Layer.random(lengths=(300, 20)), chunks=(5, 9), segment_tokens=segment_tokens)
 
 
-def test_raw_float32_is_as_exact_as_dense_attention():
-    layer = Layer.random("raw float32", "float32", lengths=(700,))
+def test_float32_rows_are_as_exact_as_dense_attention():
+    layer = Layer.random("float32", "float32", lengths=(700,))
     new = slice(600, 700)
     wrapper = SparkBatchPrefillWrapper("cpu", segment_tokens=256)
     wrapper.plan(torch.tensor([0, 100]), torch.tensor([0, 600]), layer.slots, 8, 2, 128)

@@ -110,8 +110,14 @@ def test_int3_sizes(head_dim, row_bytes):
         (lambda: Pruned.from_ratio(128, 0.8, 5), "restore_bits=5 is not possible with head_dim=128: use one of 0, 0.1"),
         (lambda: Pruned.from_ratio(128, 0.8, math.nan), "restore_bits=nan is not possible"),
         (lambda: Pruned(128, (64, 60, 4, 0), 6), r"profile=\(64, 60, 4, 0\) is not possible: use multiples of 8"),
-        (lambda: Pruned(128, (64, 56, 8, 0), 6), r"profile=\(64, 56, 8, 0\) is not possible: .* of 16 for the channels"),
-        (lambda: Pruned(128, (64, 32, 0, 0), 6), r"with head_dim=128: use the numbers of channels with 4, 2, 1, 0 bits"),
+        (
+            lambda: Pruned(128, (64, 56, 8, 0), 6),
+            r"profile=\(64, 56, 8, 0\) is not possible: .* of 16 for the channels",
+        ),
+        (
+            lambda: Pruned(128, (64, 32, 0, 0), 6),
+            r"with head_dim=128: use the numbers of channels with 4, 2, 1, 0 bits",
+        ),
         (lambda: Pruned(128, (64, 64, 0, 0), 0), "kept_channels=0 is not possible .* use 1 to 98"),
         (lambda: Pruned(128, (64, 64, 0, 0), 99), "kept_channels=99 is not possible .* use 1 to 98"),
         (lambda: Numbers(128, torch.float64), "dtype=float64 is not possible: use one of bfloat16, float16"),

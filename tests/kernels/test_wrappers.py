@@ -134,7 +134,7 @@ def test_slots_are_looked_at_once_for_all_layers(layer, monkeypatch):
     monkeypatch.setattr(torch, "aminmax", None)
     for _ in range(2):
         wrapper.run(layer.q, layer.k, layer.v, layer.rows)
-    small = LayerRows.allocate(20, 2, layer.rows.key_format, layer.rows.value_format)
+    small = LayerRows.allocate(20, 2, layer.rows.key_format, layer.rows.value_format, layer.rows.calibration)
     with pytest.raises(ValueError, match=r"slots must lie in 0 \.\. 19"):
         wrapper.run(layer.q, layer.k, layer.v, small)
 

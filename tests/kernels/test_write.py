@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from kernel_cases import KEYS, VALUES, Layer, make_awkward
+from kernel_cases import KEYS, PRUNED, VALUES, Layer, make_awkward
 
 from spark_kernels import LayerRows, reference, restore_keys, restore_values, write_rows
 
@@ -13,9 +13,7 @@ def _written(layer: Layer, **arguments) -> tuple[LayerRows, LayerRows]:
     """The layer's tokens written by the kernels and by the reference."""
     written = []
     for write in (write_rows, reference.write_rows):
-        rows = LayerRows(
-            layer.rows.keys.clone(), layer.rows.values.clone(), layer.rows.key_format, layer.rows.value_format
-        )
+        rows = layer.empty_rows()
         write(layer.q, layer.k, layer.v, layer.slots, rows, **arguments)
         written.append(rows)
     return tuple(written)
@@ -29,7 +27,7 @@ def _assert_equal(actual: LayerRows, expected: LayerRows) -> None:
 
 @pytest.mark.parametrize("mode", ["extend", "decode"])
 @pytest.mark.parametrize("group", [1, 4, 8], ids="group {}".format)
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("keys", KEYS)
 def test_equals_reference(keys, head_dim, group, mode):
     layer = Layer.random(keys, head_dim=head_dim, group=group, lengths=(0, 1, 40, 0, 33, 5))
@@ -44,16 +42,17 @@ def test_values_equal_reference(values, dtype, v_scale):
     _assert_equal(*_written(layer, v_scale=v_scale))
 
 
+@pytest.mark.parametrize("values", ["int4", "int3"])
 @pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("size", [1e-30, 1e-7, 1.0, 1e4, 1e30], ids="size {}".format)
-def test_int4_values_equal_reference(head_dim, size):
-    layer = Layer.random(values="int4", v_head_dim=head_dim, lengths=(60,))
+def test_integer_values_equal_reference(values, head_dim, size):
+    layer = Layer.random(values=values, v_head_dim=head_dim, lengths=(60,))
     make_awkward(layer.v)
     layer.v *= size
     _assert_equal(*_written(layer))
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit"])
+@pytest.mark.parametrize("keys", PRUNED)
 @pytest.mark.parametrize("size", [1e-30, 1e-7, 1e-4, 1e4, 1e7, 1e30], ids="size {}".format)
 def test_keys_of_any_size_equal_reference(keys, size):
     layer = Layer.random(keys, lengths=(50,))
@@ -62,7 +61,7 @@ def test_keys_of_any_size_equal_reference(keys, size):
     _assert_equal(*_written(layer))
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit"])
+@pytest.mark.parametrize("keys", PRUNED)
 def test_ties_zeros_and_bad_numbers_equal_reference(keys):
     layer = Layer.random(keys, lengths=(60,))
     layer.k = layer.k.round()
@@ -83,12 +82,12 @@ def test_windows_equal_reference(window):
     _assert_equal(*_written(layer, qo_indptr=layer.indptr, window=window))
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "raw bfloat16"])
+@pytest.mark.parametrize("keys", ["3 bits", "bfloat16"])
 def test_strided_inputs_and_int32_slots(keys):
     layer = Layer.random(keys, values="float8_e4m3fn", lengths=(30,), dtype=torch.bfloat16)
     fused = torch.cat([x.flatten(1) for x in (layer.q, layer.k, layer.v)], dim=1)
     q, k, v = fused.split([1024, 256, 256], dim=1)
-    rows = LayerRows.allocate(layer.rows.num_slots, 2, layer.rows.key_format, layer.rows.value_format)
+    rows = layer.empty_rows()
     write_rows(
         q.view(30, 8, 128),
         k.view(30, 2, 128),
@@ -115,7 +114,7 @@ def test_no_tokens():
     write_rows(layer.q, layer.k, layer.v, layer.slots, layer.rows, qo_indptr=layer.indptr)
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("keys", KEYS)
 def test_keys_restore_as_in_reference(keys, head_dim):
     layer = Layer.random(keys, head_dim=head_dim, lengths=(90,))
@@ -124,7 +123,7 @@ def test_keys_restore_as_in_reference(keys, head_dim):
     assert restore_keys(layer.rows, slots[:0]).shape == (0, 2, head_dim)
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256], ids="head_dim {}".format)
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128, 256], ids="head_dim {}".format)
 @pytest.mark.parametrize("values", VALUES)
 def test_values_restore_as_in_reference(values, head_dim):
     layer = Layer.random(values=values, v_head_dim=head_dim, lengths=(90,), v_scale=0.3)

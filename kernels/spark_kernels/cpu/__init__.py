@@ -2,8 +2,8 @@
 
 ``write`` makes rows, ``restore`` reads them back, ``decode`` attends to them with ``scores`` and ``weighted_sums``,
 ``extend`` attends to new chunks and restored prefixes. ``fields`` is what they know of a format, ``hadamard`` the
-transform of values; ``vectors`` and ``memory`` are short vectors of float32, ``numbers`` what numba lacks of scalars. The
-names below are what `spark_kernels.implementation` asks for.
+transform of values; ``vectors`` and ``memory`` are short vectors of float32, ``numbers`` what numba lacks of scalars.
+The names below are what `spark_kernels.implementation` asks for.
 """
 
 from spark_kernels.cpu.decode import DecodePlan, decode_attention

@@ -1,8 +1,8 @@
-"""Rows as kernels take them: codes as vectors of 16 bytes, and what else a format and a calibration come to.
+"""Rows as kernels take them: codes as vectors of 16, and what else a format and a calibration come to.
 
-A plane is read 16 bytes at a time, one to a lane. A *field* is the codes at one shift within those bytes; fields come in
-pairs, at neighbouring shifts of the same bytes. Which position a lane's code belongs to is a table, so that products need
-no permutation: queries are brought into the order of the lanes once, and sums of values back once.
+A plane is read 16 bytes at a time, one to a lane. A *field* is the codes at one shift within those bytes; fields come
+in pairs, at neighbouring shifts of the same bytes. Which position a lane's code belongs to is a table, so that products
+need no permutation: queries are brought into the order of the lanes once, and sums of values back once.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _positions(plane: Plane, first: int, start: int, shift: int) -> list[int]:
 class KeyLayout(NamedTuple):
     """What kernels need of key rows: ints and arrays, the latter empty of rows of numbers.
 
-    ``scales``, ``kept`` and ``end`` are offsets in 16-bit words: of tau, of the kept words and of what follows them. Then
-    come the `Fields` and the `spark_kernels.calibration.Restoration`: numba's loops take tuples of one level only.
+    ``scales``, ``kept`` and ``end`` are offsets in 16-bit words: of tau, of the kept words and of what follows them.
+    Then come the `Fields` and the `spark_kernels.calibration.Restoration`: numba's loops take tuples of one level only.
     """
 
     code: int

@@ -7,7 +7,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from spark_kernels.cpu.compile import kernel
-from spark_kernels.cpu.vector_types import LANES, VECTOR, VECTOR_OF, float32x4, float32x16, shuffled, splatted
+from spark_kernels.cpu.vector_types import LANES, VECTOR, VECTOR_OF, float32x4, float32x16, splatted
 
 
 @kernel()

@@ -120,9 +120,7 @@ def _restore_integers(layout, rows, slots, back, v_scale, out):
             out[work, j] *= v_scale
 
 
-def restore_values(
-    rows: LayerRows, slots: torch.Tensor, v_scale: float, *, transformed: bool = False
-) -> torch.Tensor:
+def restore_values(rows: LayerRows, slots: torch.Tensor, v_scale: float, *, transformed: bool = False) -> torch.Tensor:
     """See `spark_kernels.reference.restore_values`; numbers in their own dtype where that needs no conversion.
 
     ``transformed`` leaves integers without the transform back.

@@ -1,7 +1,8 @@
 """Arithmetic on vectors of 16 float32 for numba; `spark_kernels.cpu.memory` loads and stores them.
 
-LLVM's own vectoriser does well on element-wise loops, but not on keeping several accumulators in registers. These few operations on an explicit vector type are plain LLVM IR: one
-AVX-512 instruction each where there is AVX-512, and a few narrower ones elsewhere.
+LLVM's own vectoriser does well on element-wise loops, but not on keeping several accumulators in registers. These few
+operations on an explicit vector type are plain LLVM IR: one AVX-512 instruction each where there is AVX-512, and a few
+narrower ones elsewhere.
 """
 
 from llvmlite import ir
