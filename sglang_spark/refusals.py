@@ -156,6 +156,12 @@ SETTING_REFUSALS: tuple[Refusal, ...] = (
         "Use breakable, tc_piecewise or disabled",
     ),
     Refusal(
+        "--startup-weight-load-mode",
+        conditions.not_in("startup_weight_load_mode", ("serial",)),
+        "what rows are made with is measured on the loaded weights, before CUDA graphs are captured",
+        "Use --startup-weight-load-mode serial",
+    ),
+    Refusal(
         "--enable-torch-compile",
         conditions.switched_on("enable_torch_compile"),
         "torch.compile cannot trace SparK's backend",

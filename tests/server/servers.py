@@ -12,6 +12,8 @@ from local_server import LocalServer
 # servers and the tests need.
 COMMON_FLAGS = ("--dtype", "float32", "--enable-cache-report", "--random-seed", "0", "--max-running-requests", "32")
 COMMON_FLAGS += ("--sleep-on-idle",)
+# One core for each of two ranks; SGLang asks for it where there are more ranks than NUMA nodes.
+TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
 @contextmanager

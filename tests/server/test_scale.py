@@ -11,16 +11,14 @@ import features
 import pytest
 import traffic
 from lora_adapter import write_adapter
-from servers import COMMON_FLAGS, running
-from untied_model import write_untied_model
+from servers import COMMON_FLAGS, TWO_RANKS, running
+from variants import write_untied_model
 
 from local_server import SGLANG_SERVE, LocalServer
 
 # Small enough for documents to evict each other.
 FLAGS = (*COMMON_FLAGS, "--max-total-tokens", "2048", "--chunked-prefill-size", "256")
 LOSSLESS = ("--kv-compress", "spark", "--spark-key-ratio", "0")
-# One core for each of two ranks; SGLang asks for it where there are more ranks than NUMA nodes.
-TWO_RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 ASKED = (features.json_schema, features.regex, features.several_answers, features.lora, features.streaming)
 SENT = (traffic.shared_prefix, traffic.more_than_the_pool, traffic.concurrent)
 

@@ -48,6 +48,11 @@ LAUNCHES = {
         ("--device", "cuda", "--cuda-graph-backend-prefill", "full"),
         ("--device", "cuda", "--cuda-graph-backend-prefill", "breakable"),
     ),
+    "--startup-weight-load-mode": (
+        "llama",
+        ("--startup-weight-load-mode", "overlap"),
+        ("--startup-weight-load-mode", "serial"),
+    ),
     "--enable-torch-compile": ("llama", ("--enable-torch-compile",), ()),
     "--enable-deterministic-inference": ("llama", ("--enable-deterministic-inference",), ()),
     "--rl-on-policy-target": ("llama", ("--rl-on-policy-target", "fsdp"), ()),

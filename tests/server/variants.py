@@ -1,0 +1,43 @@
+"""The bundled model written down in other ways."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from local_server import RECALL_MODEL
+
+
+def write_untied_model(folder: Path) -> Path:
+    """Its output matrix apart from its embeddings: SGLang cannot split it into stages otherwise. Says the same."""
+    _copy(folder, tie_word_embeddings=False)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_looped_model(folder: Path) -> Path:
+    """Its layers run through twice, each time with a cache of their own. Says other things."""
+    _copy(folder, architectures=["NanbeigeForCausalLM"], model_type="nanbeige", num_loops=2, rope_theta=500000.0)
+    return folder
+
+
+def write_unevenly_sharded_model(folder: Path) -> Path:
+    """A configuration for random weights: three KV heads, and a cache in fp8."""
+    shape = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 288}
+    fp8_cache = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["*"]}
+    fp8_cache["kv_cache_scheme"] = {"type": "float", "num_bits": 8}
+    _copy(folder, **shape, quantization_config=fp8_cache)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def _copy(folder: Path, **changes: Any) -> None:
+    shutil.copytree(RECALL_MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
