@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STRETCH_TOKENS = 256
+STRETCH_TOKENS = 64
 # How `calibrate` asks the server it starts to save what it measured.
 OUTPUT_VARIABLE = "SGLANG_SPARK_CALIBRATION_OUTPUT"
 
@@ -94,7 +94,7 @@ def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
 def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     """Measure the calibration of a model whose weights are loaded.
 
-    Each of the four stretches of `STRETCHES` is one sequence, at a position of its own between 0 and the context
+    Each of `STRETCHES` is one sequence, at a position of its own between 0 and the context
     length; attention sees the difference of positions only, but keys are rotated by the position itself. All processes
     of a model take part: tensor-parallel ranks hold a part of the heads, pipeline stages a part of the layers and send
     each other hidden states as they do when they serve. LoRA adapters are left out.
