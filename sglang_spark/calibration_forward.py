@@ -61,6 +61,14 @@ class StatisticsBackend(AttentionBackend):
         """Tokens of the sequence without padding."""
         self.num_tokens = forward_batch.extend_seq_lens_cpu[0]
 
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Length of a request that pads a batch."""
+        return 1
+
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """The same on a CPU."""
+        return 1
+
     def forward_extend(self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, **kwargs):
         """Attention of the sequence; q ``[num_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
         padding = len(q) - self.num_tokens
@@ -124,7 +132,7 @@ def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     model_config = model_runner.model_config
     sequences = token_ids(tokenizer, model_config.vocab_size)
     backend = StatisticsBackend(model_runner)
-    with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _eager_only(model_runner, backend):
+    with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _ready(model_runner, backend):
         for ids, offset in zip(sequences, _offsets(sequences, model_config.context_len), strict=True):
             _read(model_runner, ids, offset)
     num_tokens = sum(map(len, sequences))
@@ -156,24 +164,25 @@ def _offsets(sequences: list[list[int]], context_len: int) -> list[int]:
 
 
 @contextmanager
-def _eager_only(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[None]:
-    """Let ``model_runner`` run a batch before it has made the runners that it makes after its pools."""
+def _ready(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[None]:
+    """Let ``model_runner`` run a batch before it has made the backend and the runners that it makes after its pools."""
 
     def execute(forward_batch, pp_proxy_tensors=None):
         backend.init_forward_metadata(forward_batch)
         kwargs = model_runner._pp_kwargs(pp_proxy_tensors)
         return model_runner.model.forward(forward_batch.input_ids, forward_batch.positions, forward_batch, **kwargs)
 
-    runners = {
+    made_later = {
+        "attn_backend": backend,
         "eager_runner": SimpleNamespace(execute=execute),
         "prefill_cuda_graph_runner": None,
         "decode_cuda_graph_runner": None,
     }
-    vars(model_runner).update(runners)
+    vars(model_runner).update(made_later)
     try:
         yield
     finally:
-        for name in runners:
+        for name in made_later:
             delattr(model_runner, name)
 
 
