@@ -133,7 +133,7 @@ def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     sequences = token_ids(tokenizer, model_config.vocab_size)
     backend = StatisticsBackend(model_runner)
     with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _ready(model_runner, backend):
-        for ids, offset in zip(sequences, _offsets(sequences, model_config.context_len), strict=True):
+        for ids, offset in zip(sequences, offsets(sequences, model_config.context_len), strict=True):
             _read(model_runner, ids, offset)
     num_tokens = sum(map(len, sequences))
     calibration = _combined(backend.sums, num_tokens, model_runner)
@@ -157,7 +157,7 @@ def token_ids(tokenizer: Any, vocab_size: int) -> list[list[int]]:
     return [tokenizer(stretch)["input_ids"][:STRETCH_TOKENS] for stretch in STRETCHES]
 
 
-def _offsets(sequences: list[list[int]], context_len: int) -> list[int]:
+def offsets(sequences: list[list[int]], context_len: int) -> list[int]:
     """Positions at which the sequences begin, spread over the context."""
     room = max(context_len - max(map(len, sequences)), 0)
     return [room * i // (len(sequences) - 1) for i in range(len(sequences))]
