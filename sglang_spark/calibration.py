@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from spark_kernels import KeyCalibration
 
 AUTO = "auto"
-FORMAT = "sglang-spark calibration"
+METADATA = "sglang-spark calibration"
 VERSION = 1
 STATISTICS = ("centre", "deviation", "query_rms")
 _MAKE_IT = "make it with python -m sglang_spark.calibrate"
@@ -89,7 +89,7 @@ class Calibration:
     def of(cls, model: Model, *statistics: torch.Tensor, source: str = AUTO) -> Calibration:
         """A calibration of a whole model from its ``STATISTICS``, with the fingerprint they have."""
         statistics = tuple(statistic.float().contiguous() for statistic in statistics)
-        digest = hashlib.sha256(json.dumps([FORMAT, VERSION, *model]).encode())
+        digest = hashlib.sha256(json.dumps([METADATA, VERSION, *model]).encode())
         for statistic in statistics:
             digest.update(statistic.numpy().tobytes())
         return cls(*statistics, fingerprint=digest.hexdigest()[:16], source=source)
@@ -110,15 +110,16 @@ class Calibration:
         Parameters
         ----------
         path
-            The file: safetensors with the ``STATISTICS``, and metadata that say whose they are.
+            The file: safetensors with the ``STATISTICS`` and one entry of metadata, JSON that says whose they are.
         made_from
             Name of the model, for those who read the file.
         """
-        metadata = {"format": FORMAT, "version": str(VERSION), "fingerprint": self.fingerprint, "made_from": made_from}
-        metadata |= {field: str(value) for field, value in model._asdict().items()}
+        metadata = {"version": VERSION, "fingerprint": self.fingerprint, "made_from": made_from, **model._asdict()}
         unfinished = Path(f"{path}.{os.getpid()}")
         try:
-            save_file({name: getattr(self, name).contiguous() for name in STATISTICS}, unfinished, metadata)
+            # One entry, because safetensors writes several in any order.
+            entry = {METADATA: json.dumps(metadata)}
+            save_file({name: getattr(self, name).contiguous() for name in STATISTICS}, unfinished, entry)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -144,15 +145,16 @@ class Calibration:
     @classmethod
     def _read(cls, path: str | Path, model: Model) -> Calibration:
         with safe_open(path, framework="pt") as file:
-            metadata, names = file.metadata() or {}, set(file.keys())
-            if metadata.get("format") != FORMAT or names != set(STATISTICS):
+            entry = (file.metadata() or {}).get(METADATA)
+            if entry is None or set(file.keys()) != set(STATISTICS):
                 raise _Unfit(f"is not a calibration; {_MAKE_IT}")
-            if metadata.get("version") != str(VERSION):
+            metadata = json.loads(entry)
+            if metadata.get("version") != VERSION:
                 raise _Unfit(f"has format version {metadata.get('version')}, this release reads {VERSION}; {_MAKE_IT}")
             differences = [
                 f"{field} {metadata.get(field)} instead of {value}"
                 for field, value in model._asdict().items()
-                if metadata.get(field) != str(value)
+                if metadata.get(field) != value
             ]
             if differences:
                 raise _Unfit(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STRETCH_TOKENS = 256
+STRETCH_TOKENS = 64
 # How `calibrate` asks the server it starts to save what it measured.
 OUTPUT_VARIABLE = "SGLANG_SPARK_CALIBRATION_OUTPUT"
 
@@ -60,6 +60,14 @@ class StatisticsBackend(AttentionBackend):
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Tokens of the sequence without padding."""
         self.num_tokens = forward_batch.extend_seq_lens_cpu[0]
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Length of a request that pads a batch."""
+        return 1
+
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """The same on a CPU."""
+        return 1
 
     def forward_extend(self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, **kwargs):
         """Attention of the sequence; q ``[num_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
@@ -94,7 +102,7 @@ def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
 def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     """Measure the calibration of a model whose weights are loaded.
 
-    Each of the four stretches of `STRETCHES` is one sequence, at a position of its own between 0 and the context
+    Each of `STRETCHES` is one sequence, at a position of its own between 0 and the context
     length; attention sees the difference of positions only, but keys are rotated by the position itself. All processes
     of a model take part: tensor-parallel ranks hold a part of the heads, pipeline stages a part of the layers and send
     each other hidden states as they do when they serve. LoRA adapters are left out.
@@ -124,8 +132,8 @@ def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     model_config = model_runner.model_config
     sequences = token_ids(tokenizer, model_config.vocab_size)
     backend = StatisticsBackend(model_runner)
-    with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _eager_only(model_runner, backend):
-        for ids, offset in zip(sequences, _offsets(sequences, model_config.context_len), strict=True):
+    with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _ready(model_runner, backend):
+        for ids, offset in zip(sequences, offsets(sequences, model_config.context_len), strict=True):
             _read(model_runner, ids, offset)
     num_tokens = sum(map(len, sequences))
     calibration = _combined(backend.sums, num_tokens, model_runner)
@@ -149,31 +157,32 @@ def token_ids(tokenizer: Any, vocab_size: int) -> list[list[int]]:
     return [tokenizer(stretch)["input_ids"][:STRETCH_TOKENS] for stretch in STRETCHES]
 
 
-def _offsets(sequences: list[list[int]], context_len: int) -> list[int]:
+def offsets(sequences: list[list[int]], context_len: int) -> list[int]:
     """Positions at which the sequences begin, spread over the context."""
     room = max(context_len - max(map(len, sequences)), 0)
     return [room * i // (len(sequences) - 1) for i in range(len(sequences))]
 
 
 @contextmanager
-def _eager_only(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[None]:
-    """Let ``model_runner`` run a batch before it has made the runners that it makes after its pools."""
+def _ready(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[None]:
+    """Let ``model_runner`` run a batch before it has made the backend and the runners that it makes after its pools."""
 
     def execute(forward_batch, pp_proxy_tensors=None):
         backend.init_forward_metadata(forward_batch)
         kwargs = model_runner._pp_kwargs(pp_proxy_tensors)
         return model_runner.model.forward(forward_batch.input_ids, forward_batch.positions, forward_batch, **kwargs)
 
-    runners = {
+    made_later = {
+        "attn_backend": backend,
         "eager_runner": SimpleNamespace(execute=execute),
         "prefill_cuda_graph_runner": None,
         "decode_cuda_graph_runner": None,
     }
-    vars(model_runner).update(runners)
+    vars(model_runner).update(made_later)
     try:
         yield
     finally:
-        for name in runners:
+        for name in made_later:
             delattr(model_runner, name)
 
 

@@ -23,6 +23,8 @@ class CacheUsage:
 
     def __init__(self, layout: PoolLayout):
         self.layout = layout
+        # Where the calibration comes from and which it is; servers that exchange rows compare fingerprints.
+        self.calibration: dict[str, str] = {}
         self.rows_written = 0
         self.restored_prefix_tokens = 0
 
@@ -39,10 +41,11 @@ class CacheUsage:
         """Bytes that ``num_tokens`` cached tokens would take in a dense cache and do not take here."""
         return num_tokens * (self.layout.dense_bytes_per_token - self.layout.bytes_per_token)
 
-    def report(self) -> dict[str, int]:
+    def report(self) -> dict[str, Any]:
         """Everything that `/server_info` shows, per process."""
         return {
             **self.layout.sizes(),
+            "calibration": self.calibration,
             "rows_written": self.rows_written,
             "restored_prefix_tokens": self.restored_prefix_tokens,
         }
@@ -56,6 +59,11 @@ def watch(usage: CacheUsage) -> None:
     """Report this cache from now on; called when the pool is built."""
     global _usage
     _usage = usage
+
+
+def show_calibration(source: str, fingerprint: str) -> None:
+    """Report a calibration beside the cache that it is for."""
+    _usage.calibration = {"source": source, "fingerprint": fingerprint}
 
 
 class SparkCollector:

@@ -75,7 +75,9 @@ def calibrate_pool(original, worker, *args, **kwargs):
     if adapters.settings.memory_settings().kv_compress == "spark" and not runner.is_draft_worker:
         from sglang_spark import calibration_forward
 
-        runner.token_to_kv_pool.calibration = calibration_forward.of_process(runner, worker.tokenizer)
+        calibration = calibration_forward.of_process(runner, worker.tokenizer)
+        runner.token_to_kv_pool.calibration = calibration
+        metrics.show_calibration(calibration.source, calibration.fingerprint)
     return original(worker, *args, **kwargs)
 
 
