@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from spark_kernels.formats import UNIT_STEPS, WIDTHS, Pruned, dtype_name
+from spark_kernels.formats import KEY_STEP, UNIT_STEPS, WIDTHS, Pruned, dtype_name
 
 
 class Restoration(NamedTuple):
@@ -85,7 +85,7 @@ class KeyCalibration:
         """The calibration by position, for rows of ``key_format``."""
         order = self.order.long()
         counts = torch.tensor(key_format.profile, device=order.device)
-        unit_steps = torch.tensor([UNIT_STEPS[bits] for bits in WIDTHS], device=order.device)
+        unit_steps = torch.tensor([KEY_STEP * UNIT_STEPS[bits] for bits in WIDTHS], device=order.device)
         step = self.step.gather(-1, order)
         unit = step * unit_steps.repeat_interleave(counts)
         return Restoration(

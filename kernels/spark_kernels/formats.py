@@ -22,23 +22,21 @@ zeros                       up to the next multiple of 8, and to 16
 ==============  ==========  ===========================================================================================
 
 A code c of b bits stands for ``(c + 1/2 - 2 ** (b - 1)) * unit * tau``, with ``unit`` the channel's step times
-`UNIT_STEPS` of b: levels of a uniform quantiser for a channel of that deviation. A position without bits stands for 0.
+`UNIT_STEPS` of b and `KEY_STEP`: levels of a uniform quantiser for a channel of that deviation. A position without bits stands for 0.
 The restored key is the centre plus that, plus ``kappa * integer`` where the channel was kept.
 
 An integer row: planes (4 bits; or 2 bits and, above them, 1 bit), then one float16 scale, then zeros up to the next
 multiple of 8, and to 16. A code c stands for ``(c + 1/2 - 2 ** (bits - 1)) * scale`` of the transformed value; see
 `spark_kernels.reference.hadamard`.
 
-A *plane* of N codes of b bits is ``H = N * b / 16`` 16-bit words: word j holds the codes j, j + H, j + 2 H, ... from
-its lowest bits up. So one shift and one mask of a vector of words give codes of neighbouring channels, and, in 32-bit
-words, pairs of codes that are float16 subnormals as they stand. All numbers are little-endian.
+A *plane* is codes of b bits one after the other, from the lowest bits of the first byte up. All numbers are
+little-endian.
 
 This module is the only place that knows these offsets; ``spark_kernels.reference`` defines how they are filled.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,9 +50,14 @@ INTEGER_BITS = (4, 3)
 # Widths of a profile's channels, in the order of the counts.
 WIDTHS = (4, 2, 1, 0)
 MAX_KEY_RATIO = 0.99
+# Eighths of the channels with each width, by the average width. Narrow averages do best with a few wide channels.
+_EIGHTHS = {4: (8, 0, 0, 0), 3: (4, 4, 0, 0), 2: (2, 3, 2, 1), 1: (0, 2, 4, 2), 0: (0, 0, 0, 8)}
 # Levels of the uniform quantiser of b bits with the least squared error for a normal distribution of deviation 1 are so
 # far apart (J. Max, Quantizing for minimum distortion, 1960).
 UNIT_STEPS = {4: 0.3352, 3: 0.586, 2: 0.9957, 1: 1.596, 0: 0.0}
+# Levels of a pruned key are closer by this factor: the few numbers beyond the last level are what kept channels are for.
+# Of 0.6 to 1, 0.75 loses least on real models, a third less than 1.
+KEY_STEP = 0.75
 
 _ROW_ALIGNMENT = 8
 # Kernels read rows 16 bytes at a time.
@@ -80,14 +83,9 @@ class Plane:
     shift: int = 0
 
     @property
-    def words(self) -> int:
-        """16-bit words: H of the layout."""
-        return self.channels * self.bits // _WORD_BITS
-
-    @property
     def end(self) -> int:
-        """Byte after the plane."""
-        return self.offset + _WORD_BYTES * self.words
+        """Byte after the plane, a whole number of 16-bit words from its first."""
+        return self.offset + self.channels * self.bits // 8
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ class Pruned:
     head_dim
         Channels of a key, a multiple of 16 from 16 to 256.
     profile
-        How many channels have 4, 2, 1 and 0 bits. Each count is a multiple of 8, that of 1 bit of 16.
+        How many channels have 4, 2, 1 and 0 bits: multiples of 8, and of 16 those with 1 bit.
     kept_channels
         T, the channels of each token that are kept as integers.
 
@@ -184,10 +182,8 @@ class Pruned:
                 f"profile={counts} is not possible with head_dim={self.head_dim}: use the numbers of channels with "
                 f"{', '.join(map(str, WIDTHS))} bits, {self.head_dim} in all"
             )
-        if any(count % 8 for count in counts) or counts[WIDTHS.index(1)] % 16:
-            raise ValueError(
-                f"profile={counts} is not possible: use multiples of 8, and of 16 for the channels with 1 bit"
-            )
+        if not _is_packable(counts):
+            raise ValueError(f"profile={counts} is not possible: use multiples of 8, and of 16 for channels with 1 bit")
         most = min(self.head_dim, (self._largest_row - self.kept_offset) // _WORD_BYTES)
         if not 1 <= self.kept_channels <= most:
             raise ValueError(
@@ -288,7 +284,7 @@ ValueFormat = Integers | Numbers
 def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
     """Channels with 4, 2, 1 and 0 bits for an average width of ``restore_bits``.
 
-    Two neighbouring widths share the channels: 3 bits are half of them with 4 and half with 2.
+    Between whole averages, of which `_EIGHTHS` says the shares, shares are in proportion.
 
     Raises
     ------
@@ -296,17 +292,9 @@ def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
         The average is outside 0 to 4, or its counts are not possible (see `Pruned`).
     """
     _check_head_dim(head_dim)
-    for width, (upper, lower) in enumerate(itertools.pairwise(WIDTHS)):
-        exact = (restore_bits - lower) / (upper - lower) * head_dim
-        step = 16 if 1 in (upper, lower) else 8
-        if not 0 <= exact <= head_dim:
-            continue
-        # An average such as 1.333 need not be written in full.
-        share = round(exact)
-        if abs(exact - share) < 0.05 and share % step == 0 and (head_dim - share) % step == 0:
-            counts = [0] * len(WIDTHS)
-            counts[width : width + 2] = share, head_dim - share
-            return tuple(counts)
+    profile = _profile(head_dim, restore_bits)
+    if profile:
+        return profile
     raise ValueError(
         f"restore_bits={restore_bits} is not possible with head_dim={head_dim}: use one of "
         f"{', '.join(f'{bits:g}' for bits in legal_restore_bits(head_dim))}"
@@ -315,13 +303,25 @@ def profile_of(head_dim: int, restore_bits: float) -> tuple[int, int, int, int]:
 
 def legal_restore_bits(head_dim: int) -> list[float]:
     """Average widths that have a profile, ascending."""
-    legal = set()
-    for upper, lower in itertools.pairwise(WIDTHS):
-        step = 16 if 1 in (upper, lower) else 8
-        for share in range(0, head_dim + 1, step):
-            if (head_dim - share) % step == 0:
-                legal.add(lower + (upper - lower) * share / head_dim)
-    return sorted(legal)
+    steps = head_dim // 4
+    return [step / steps for step in range(4 * steps + 1) if _profile(head_dim, step / steps)]
+
+
+def _profile(head_dim: int, restore_bits: float) -> tuple[int, int, int, int] | None:
+    if not 0 <= restore_bits <= 4:
+        return None
+    low = min(int(restore_bits), 3)
+    weight = restore_bits - low
+    exact = [head_dim * (a + weight * (b - a)) / 8 for a, b in zip(_EIGHTHS[low], _EIGHTHS[low + 1], strict=True)]
+    counts = tuple(round(count) for count in exact)
+    # An average such as 3.333 need not be written in full.
+    is_close = all(abs(a - b) < 0.05 for a, b in zip(exact, counts, strict=True))
+    return counts if is_close and sum(counts) == head_dim and _is_packable(counts) else None
+
+
+def _is_packable(counts: tuple[int, ...]) -> bool:
+    """Whether kernels that have 8 channels to a thread can pack these widths, and planes end with a 16-bit word."""
+    return not any(count % 8 for count in counts) and counts[WIDTHS.index(1)] % 16 == 0
 
 
 def legal_key_ratios(head_dim: int, restore_bits: float) -> tuple[float, float]:

@@ -36,6 +36,8 @@ LEAST_TAU = 0.05
 # A value whose integers would stand for less is stored as 0 (a float16 scale could not hold it), so that one over its
 # scale is finite.
 LEAST_REACH = 2.0**-60
+# With it every number that a row of integers stands for is a float16.
+LARGEST_SCALE = FLOAT16_MAX / 8
 # Fixed-point units of what is summed: squares of a key's and a value's channels, and the products that fit a scale.
 KEY_SQUARE_ONE = 2**16
 VALUE_SQUARE_ONE = 2**22
@@ -187,16 +189,15 @@ def _half_rounded_up(x: torch.Tensor) -> torch.Tensor:
 def _pack_plane(codes: torch.Tensor, plane: Plane) -> torch.Tensor:
     """Bytes of a plane, of the codes of all channels."""
     mine = codes[..., plane.start : plane.start + plane.channels] >> plane.shift & (1 << plane.bits) - 1
-    shifts = plane.bits * torch.arange(16 // plane.bits, dtype=torch.int32, device=codes.device)[:, None]
-    words = (mine.unflatten(-1, (-1, plane.words)) << shifts).sum(-2).to(torch.int16)
-    return words.view(torch.uint8)
+    shifts = plane.bits * torch.arange(8 // plane.bits, dtype=torch.int32, device=codes.device)
+    return (mine.unflatten(-1, (-1, 8 // plane.bits)) << shifts).sum(-1).to(torch.uint8)
 
 
 def _unpack_plane(rows: torch.Tensor, plane: Plane) -> torch.Tensor:
     """int32 ``[..., plane.channels]``, in place in the integers they are part of."""
-    words = _halves(rows, plane.offset, plane.words).view(torch.int16).to(torch.int32)
-    shifts = plane.bits * torch.arange(16 // plane.bits, dtype=torch.int32, device=rows.device)[:, None]
-    return (words[..., None, :] >> shifts & (1 << plane.bits) - 1).flatten(-2) << plane.shift
+    packed = rows[..., plane.offset : plane.end, None].to(torch.int32)
+    shifts = plane.bits * torch.arange(8 // plane.bits, dtype=torch.int32, device=rows.device)
+    return (packed >> shifts & (1 << plane.bits) - 1).flatten(-2) << plane.shift
 
 
 def _halves(rows: torch.Tensor, offset: int, count: int) -> torch.Tensor:
@@ -220,7 +221,7 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
 def encode_values(v: torch.Tensor, value_format: ValueFormat, v_scale: float = 1.0) -> torch.Tensor:
     """Value rows, uint8 ``[..., row_bytes]``, of ``v / v_scale`` for values ``[..., head_dim]``.
 
-    float16 and float8_e4m3fn saturate at their largest numbers (65504, 448), integers at 65504.
+    float16 and float8_e4m3fn saturate at their largest numbers (65504, 448), transformed integers at 65504.
     """
     if v_scale != 1.0:
         v = v.float() / v_scale
@@ -266,7 +267,7 @@ def _pack_integers(v: torch.Tensor, value_format: Integers) -> torch.Tensor:
     odd = 2.0 * (levels.floor().clamp(-half, half - 1.0)) + 1.0
     product = (levels * odd * VALUE_PRODUCT_ONE).to(torch.int32).sum(-1, keepdim=True).float()
     square = odd.to(torch.int32).square().sum(-1, keepdim=True).float()
-    scale = (scale * (product / square) * (2.0 / VALUE_PRODUCT_ONE)).clamp(max=FLOAT16_MAX).half()
+    scale = (scale * (product / square) * (2.0 / VALUE_PRODUCT_ONE)).clamp(max=LARGEST_SCALE).half()
     scale = torch.where(scale.isnan(), math.nan, scale)
 
     levels = (y * (1.0 / scale.float())).where(scale > 0, 0.0)

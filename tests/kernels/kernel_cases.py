@@ -23,6 +23,8 @@ def key_format(keys: str, head_dim: int, key_ratio: float = 0.95) -> KeyFormat:
     """The format called ``keys`` in test ids."""
     if keys in NUMBERS:
         return Numbers(head_dim, getattr(torch, keys))
+    if keys == "2 bits":
+        return Pruned(head_dim, (0, head_dim, 0, 0), kept_channels=4)
     if keys == "all widths":
         one, none = 16 * (head_dim // 64), 8 * (head_dim // 64)
         four = 8 * (head_dim // 32)

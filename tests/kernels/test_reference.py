@@ -67,17 +67,16 @@ def test_a_row_by_hand():
     order = torch.tensor([[15, *range(15)]], dtype=torch.int32)
     calibration = KeyCalibration(torch.full((1, 16), 10.0), torch.ones(1, 16), order)
     rows = _rows(made, 1, calibration)
-    # Channel 15 has position 0. Squares: one of 9 (cut), one of 4, 14 of 1/4; tau is the root of 16.5 / 16.
-    x = torch.tensor([[-2.0, 5.0, *[0.5] * 14]])
+    # Channel 15 has position 0. Squares: two of 9, one of them cut, and 14 of 1/4; tau is the root of 21.5 / 16.
+    x = torch.tensor([[-3.0, 5.0, *[0.5] * 14]])
     packed = _pack(10.0 + x.roll(-1), rows)[0, 0]
     tau = packed[made.scale_offset : made.scale_offset + 2].view(torch.float16).item()
-    assert tau == torch.tensor(16.5 / 16).sqrt().half().item()
-    # Units are 0.3352 and 0.9957 times tau: -2 is in level -6 of 16, 5 above the last, 0.5 in level 1 and in level 0.
-    codes = [-6 + 8, 7 + 8, *[1 + 8] * 6]
-    words = [codes[j] | codes[j + 2] << 4 | codes[j + 4] << 8 | codes[j + 6] << 12 for j in range(2)]
-    assert (packed[:4].view(torch.int16).int() & 0xFFFF).tolist() == words
-    assert (packed[4:6].view(torch.int16).int() & 0xFFFF).tolist() == [sum(2 << 2 * i for i in range(8))]
-    # The largest errors that restoration leaves: -2 against -5.5 units, and 5 against 7.5. The former is negative.
+    assert tau == torch.tensor(21.5 / 16).sqrt().half().item()
+    # Units are 0.2514 and 0.7468 times tau: -3 is below the first of 16 levels, 5 above the last, 0.5 in level 1 and in level 0.
+    codes = [-8 + 8, 7 + 8, *[1 + 8] * 6]
+    assert packed[:4].tolist() == [codes[j] | codes[j + 1] << 4 for j in range(0, 8, 2)]
+    assert packed[4:6].tolist() == [2 | 2 << 2 | 2 << 4 | 2 << 6] * 2
+    # The largest errors that restoration leaves: -3 against -7.5 units, and 5 against 7.5. The former is negative.
     words = packed[made.kept_offset : made.kept_offset + 4].view(torch.int16).int() & 0xFFFF
     assert (words >> made.magnitude_bits).tolist() == [0 | 1 << made.position_bits, 1]
     assert words[1] & made.integer_max in (made.integer_max - 1, made.integer_max)
@@ -176,9 +175,7 @@ def test_an_int4_row_by_hand():
     made = Integers(16)
     # The transform of a constant is one number, 16 / 4 times it, and it has the last code.
     row = reference.encode_values(torch.full((1, 16), 2.0), made)
-    codes = [15, *[8] * 15]
-    words = [sum(codes[j + 4 * i] << 4 * i for i in range(4)) for j in range(4)]
-    assert (row[0, :8].view(torch.int16).int() & 0xFFFF).tolist() == words
+    assert row[0, :8].tolist() == [15 | 8 << 4, *[8 | 8 << 4] * 7]
     scale = row[0, 8:10].view(torch.float16).item()
     # Least squares: 8 over 7.5, with 15 halves beside it.
     assert scale == torch.tensor(8 * 7.5 / (7.5**2 + 15 * 0.25)).half().item()
@@ -202,7 +199,7 @@ def test_integers_saturate_and_keep_nan_to_their_value():
     v[0] *= 1e30 * torch.randn(64)
     v[1, 3], v[2, 5] = -math.inf, math.nan
     restored = reference.decode_values(reference.encode_values(v, made), made)
-    assert_close(restored[0], 65504.0 * v[0].sign(), 0.15)
+    assert_close(restored[0], 65504.0 * v[0].sign(), 0.6)
     assert restored[1].isfinite().all() and restored[1, 3] < -30000
     assert restored[2].isnan().all()
 

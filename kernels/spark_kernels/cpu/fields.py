@@ -34,7 +34,7 @@ class Fields(NamedTuple):
 
     ``pairs`` (int32 ``[n, 3]``) has each pair's first byte, first shift and bits; ``positions`` (int32
     ``[2 * n, 16]``) the position of each field's lanes, -1 of a lane that counts for nothing; ``planes`` (int32
-    ``[num_planes, 5]``) each plane's bits, first position, first 16-bit word, number of words and shift within codes;
+    ``[num_planes, 5]``) each plane's bits, first position, first byte, number of bytes and shift within codes;
     ``middles`` (float32 ``[channels]``) what is added to a code before it is scaled, ``1/2 - 2 ** (bits - 1)``.
     """
 
@@ -58,7 +58,7 @@ class Fields(NamedTuple):
         return cls(
             np.array(pairs, np.int32).reshape(-1, 3),
             np.array(positions, np.int32).reshape(-1, LANES),
-            np.array([(p.bits, p.start, p.offset // 2, p.words, p.shift) for p in planes], np.int32).reshape(-1, 5),
+            np.array([(p.bits, p.start, p.offset, p.end - p.offset, p.shift) for p in planes], np.int32).reshape(-1, 5),
             middles,
         )
 
@@ -67,10 +67,8 @@ def _positions(plane: Plane, first: int, start: int, shift: int) -> list[int]:
     """Positions of the codes at ``shift`` of 16 bytes from ``start`` on, of which those before ``first`` are done."""
     positions = []
     for byte in range(start, start + LANES):
-        word, high = divmod(byte - plane.offset, 2)
-        place = (8 * high + shift) // plane.bits
-        is_ours = first <= byte < plane.end
-        positions.append(plane.start + word + plane.words * place if is_ours else -1)
+        position = plane.start + (8 * (byte - plane.offset) + shift) // plane.bits
+        positions.append(position if first <= byte < plane.end else -1)
     return positions
 
 

@@ -48,23 +48,25 @@ def _load_numbers(numbers, slot, head, out):
 
 
 @kernel()
-def _unpack(planes, words, out):
+def _unpack(planes, row, out):
     """The codes of a row's planes, as float32 by position; 0 where there are none."""
     out[:] = np.float32(0.0)
     for i in range(planes.shape[0]):
-        bits, start, offset, count, shift = planes[i]
+        bits, start, first, count, shift = planes[i]
         mask = (1 << bits) - 1
         weight = np.float32(1 << shift)
-        for place in range(16 // bits):
-            target = out[start + place * count : start + (place + 1) * count]
-            for j in range(count):
-                target[j] += weight * np.float32(np.int32(words[offset + j]) >> (place * bits) & mask)
+        for j in range(count):
+            byte = np.int32(row[first + j])
+            for place in range(8 // bits):
+                out[start + place] += weight * np.float32(byte >> (place * bits) & mask)
+            start += 8 // bits
 
 
 @kernel()
-def _restore_key(layout, words, head, codes, out):
+def _restore_key(layout, row, head, codes, out):
     order, centre, unit = layout.order, layout.centre, layout.unit
-    _unpack(layout.planes, words, codes)
+    words = row.view(np.uint16)
+    _unpack(layout.planes, row, codes)
     tau, kappa = half_to_float(words[layout.scales]), half_to_float(words[layout.scales + 1])
     for position in range(codes.shape[0]):
         codes[position] = (codes[position] + layout.middles[position]) * (unit[head, position] * tau)
@@ -83,8 +85,7 @@ def _restore_keys(layout, rows, slots, out):
     for work in prange(slots.shape[0] * heads):
         slot, head = slots[work // heads], work % heads
         if layout.code == CODES:
-            words = rows[slot, head].view(np.uint16)
-            _restore_key(layout, words, head, np.empty(out.shape[1], np.float32), out[work])
+            _restore_key(layout, rows[slot, head], head, np.empty(out.shape[1], np.float32), out[work])
         elif layout.code == BFLOAT16:
             _load_numbers(rows.view(np.uint16), slot, head, out[work : work + 1])
         elif layout.code == FLOAT16:
@@ -107,9 +108,9 @@ def restore_keys(rows: LayerRows, slots: torch.Tensor, out: torch.Tensor | None 
 def _restore_integers(layout, rows, slots, back, v_scale, out):
     heads = rows.shape[1]
     for work in prange(slots.shape[0] * heads):
-        words = rows[slots[work // heads], work % heads].view(np.uint16)
-        scale = half_to_float(words[layout.scale])
-        _unpack(layout.planes, words, out[work])
+        row = rows[slots[work // heads], work % heads]
+        scale = half_to_float(row.view(np.uint16)[layout.scale])
+        _unpack(layout.planes, row, out[work])
         for j in range(out.shape[1]):
             out[work, j] = (out[work, j] + layout.middles[j]) * scale
         if back > 0:

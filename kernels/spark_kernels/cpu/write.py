@@ -21,6 +21,7 @@ from spark_kernels.formats import UNIT_STEPS, Numbers
 from spark_kernels.reference import (
     CLIP,
     KEY_SQUARE_ONE,
+    LARGEST_SCALE,
     LEAST_REACH,
     LEAST_TAU,
     VALUE_PRODUCT_ONE,
@@ -35,6 +36,7 @@ _FLOAT16_MAX = np.float32(torch.finfo(torch.float16).max)
 _HALF_NAN = np.uint16(0x7E00)
 _MAGNITUDE, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _CLIP, _LEAST_TAU, _LEAST_REACH = np.float32(CLIP), np.float32(LEAST_TAU), np.float32(LEAST_REACH)
+_LARGEST_SCALE = np.float32(LARGEST_SCALE)
 _KEY_ONE, _SQUARE_ONE = np.float32(KEY_SQUARE_ONE), np.float32(VALUE_SQUARE_ONE)
 _PRODUCT_ONE, _TWO_PRODUCTS = np.float32(VALUE_PRODUCT_ONE), np.float32(2.0 / VALUE_PRODUCT_ONE)
 _ZERO, _HALF, _ONE, _TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(2.0)
@@ -74,17 +76,17 @@ def _largest_magnitude(x):
 
 
 @kernel()
-def _pack_planes(planes, codes, words):
-    """Write the planes of int32 ``codes`` into the 16-bit words of a row."""
+def _pack_planes(planes, codes, row):
+    """Write the planes of int32 ``codes`` into the bytes of a row."""
     for i in range(planes.shape[0]):
-        bits, start, offset, count, shift = planes[i]
+        bits, start, first, count, shift = planes[i]
         mask = (1 << bits) - 1
-        plane = words[offset : offset + count]
-        plane[:] = 0
-        for place in range(16 // bits):
-            source = codes[start + place * count : start + (place + 1) * count]
-            for j in range(count):
-                plane[j] |= np.uint16((source[j] >> shift & mask) << (place * bits))
+        for j in range(count):
+            byte = 0
+            for place in range(8 // bits):
+                byte |= (codes[start + place] >> shift & mask) << (place * bits)
+            row[first + j] = byte
+            start += 8 // bits
 
 
 @kernel()
@@ -191,8 +193,9 @@ def _pack_kept(x, kept, layout, words):
 
 
 @kernel()
-def _pack_key(k, squares, layout, head, words):
+def _pack_key(k, squares, layout, head, row):
     """Write the row of one key, ``[head_dim]`` like ``squares``."""
+    words = row.view(np.uint16)
     order = layout.order
     head_dim = k.shape[0]
     x, codes = np.empty(head_dim, np.float32), np.empty(head_dim, np.int32)
@@ -204,7 +207,7 @@ def _pack_key(k, squares, layout, head, words):
         scores[0, position] = _limited(x[position] * x[position] * _limited(squares[order[head, position]]))
     kept = np.empty(layout.end - layout.kept + 1, np.int32)
     _select(scores, layout.end - layout.kept, kept)
-    _pack_planes(layout.planes, codes, words)
+    _pack_planes(layout.planes, codes, row)
     _pack_kept(x, kept, layout, words)
     words[layout.scales] = tau
     if not finite:
@@ -217,7 +220,7 @@ def _pack_keys(k, squares, squares_of, layout, slots, rows):
     heads = rows.shape[1]
     for work in prange(k.shape[0]):
         token, head = work // heads, work % heads
-        _pack_key(k[work], squares[squares_of[token], head], layout, head, rows[slots[token], head].view(np.uint16))
+        _pack_key(k[work], squares[squares_of[token], head], layout, head, rows[slots[token], head])
 
 
 # A check for zero divisors would keep loops from vectorising.
@@ -248,12 +251,13 @@ def _fitted_scale(y, half, scale):
         product += np.int32(level * odd * _PRODUCT_ONE)
         square += np.int32(odd) * np.int32(odd)
     fitted = scale * (np.float32(product) / np.float32(square)) * _TWO_PRODUCTS
-    return float_to_half(min(fitted, _FLOAT16_MAX))
+    return float_to_half(min(fitted, _LARGEST_SCALE))
 
 
 @kernel(error_model="numpy")
-def _pack_value(tile, layout, forward, unit_step, words):
+def _pack_value(tile, layout, forward, unit_step, row):
     """Write the row of one value, ``[1, head_dim]``, which is changed."""
+    words = row.view(np.uint16)
     y = tile[0]
     half = np.float32(1 << (layout.bits - 1))
     is_nan = _largest_magnitude(y) > _INFINITY
@@ -267,7 +271,7 @@ def _pack_value(tile, layout, forward, unit_step, words):
     codes = np.empty(y.shape[0], np.int32)
     for j in range(y.shape[0]):
         codes[j] = np.int32(min(max(np.floor(y[j] * inverse), -half), half - _ONE) + half)
-    _pack_planes(layout.planes, codes, words)
+    _pack_planes(layout.planes, codes, row)
     words[layout.scale] = _HALF_NAN if is_nan else scale
     words[layout.scale + 1 :] = 0
 
@@ -276,8 +280,8 @@ def _pack_value(tile, layout, forward, unit_step, words):
 def _pack_values(v, layout, forward, unit_step, slots, rows):
     heads = rows.shape[1]
     for work in prange(v.shape[0]):
-        words = rows[slots[work // heads], work % heads].view(np.uint16)
-        _pack_value(v[work : work + 1], layout, forward, unit_step, words)
+        row = rows[slots[work // heads], work % heads]
+        _pack_value(v[work : work + 1], layout, forward, unit_step, row)
 
 
 def write_rows(
