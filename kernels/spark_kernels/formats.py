@@ -22,8 +22,8 @@ zeros                       up to the next multiple of 8, and to 16
 ==============  ==========  ===========================================================================================
 
 A code c of b bits stands for ``(c + 1/2 - 2 ** (b - 1)) * unit * tau``, with ``unit`` the channel's step times
-`UNIT_STEPS` of b and `KEY_STEP`: levels of a uniform quantiser for a channel of that deviation. A position without bits stands for 0.
-The restored key is the centre plus that, plus ``kappa * integer`` where the channel was kept.
+`UNIT_STEPS` of b and `KEY_STEP`: levels of a uniform quantiser for a channel of that deviation. A position without bits
+stands for 0. The restored key is the centre plus that, plus ``kappa * integer`` where the channel was kept.
 
 An integer row: planes (4 bits; or 2 bits and, above them, 1 bit), then one float16 scale, then zeros up to the next
 multiple of 8, and to 16. A code c stands for ``(c + 1/2 - 2 ** (bits - 1)) * scale`` of the transformed value; see
@@ -55,8 +55,8 @@ _EIGHTHS = {4: (8, 0, 0, 0), 3: (4, 4, 0, 0), 2: (2, 3, 2, 1), 1: (0, 2, 4, 2), 
 # Levels of the uniform quantiser of b bits with the least squared error for a normal distribution of deviation 1 are so
 # far apart (J. Max, Quantizing for minimum distortion, 1960).
 UNIT_STEPS = {4: 0.3352, 3: 0.586, 2: 0.9957, 1: 1.596, 0: 0.0}
-# Levels of a pruned key are closer by this factor: the few numbers beyond the last level are what kept channels are for.
-# Of 0.6 to 1, 0.75 loses least on real models, a third less than 1.
+# Levels of a pruned key are closer by this factor: numbers beyond the last level are what kept channels are for. Of
+# factors from 0.6 to 1, those near 0.75 lose least on real models, a third less than 1.
 KEY_STEP = 0.75
 
 _ROW_ALIGNMENT = 8

@@ -1,7 +1,7 @@
 """Kernels for NVIDIA GPUs, written in Triton.
 
 ``write`` makes rows, ``restore`` reads them back, ``decode`` attends to them: ``plan`` splits a batch, ``queries``
-prepares what ``scores`` looks up, ``merge`` combines the splits. ``extend`` attends to new chunks and restored
+prepares queries for what ``unpack`` reads, ``merge`` combines the splits. ``extend`` attends to new chunks and restored
 prefixes by ``dense`` attention. The names below are those of `spark_kernels.cpu`.
 """
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from spark_kernels.formats import Integers
 from spark_kernels.gpu.dense import RaggedBatch, pieces
 from spark_kernels.gpu.dense_flashinfer import Wrappers
-from spark_kernels.gpu.merge import merge_into
+from spark_kernels.gpu.merge import merge_state
 from spark_kernels.gpu.restore import restore_keys, restore_values
-from spark_kernels.formats import LayerRows
+from spark_kernels.reference import hadamard_scales
+from spark_kernels.rows import LayerRows
 
 # Prefix tokens restored at a time if not said otherwise: 64 MB of bfloat16 keys and values at 8 KV heads of 128.
 SEGMENT_TOKENS = 16384
@@ -82,20 +85,29 @@ def extend_attention(
     logits_soft_cap: float,
     v_scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `spark_kernels.reference.extend_attention`; products are in the dtype of ``q``, merging is in float32."""
+    """See `spark_kernels.reference.extend_attention`; products are in the dtype of ``q``, merging is in float32.
+
+    Values of integers stay transformed until their prefix's output is merged with that of the chunk.
+    """
     arguments = {"sm_scale": sm_scale, "logits_soft_cap": logits_soft_cap}
-    out, lse = plan.chunks.attend(q, k, v, **arguments)
+    chunk = plan.chunks.attend(q, k, v, **arguments)
     if not plan.segments:
-        return out, lse
-    out = out.float()
-    for segment in plan.segments:
+        return chunk
+    prefix_out = torch.zeros(chunk[0].shape, dtype=torch.float32, device=q.device)
+    prefix_lse = torch.full(chunk[1].shape, -math.inf, device=q.device)
+    for number, segment in enumerate(plan.segments):
         keys = restore_keys(rows, segment.slots, q.dtype)
-        values = restore_values(rows, segment.slots, v_scale, q.dtype)
+        values = restore_values(rows, segment.slots, v_scale, q.dtype, transformed=True)
         if q.dtype == torch.float16:
             # Rounding may bring a restored number beyond what float16 holds.
             keys.clamp_(-_FLOAT16_MAX, _FLOAT16_MAX)
             values.clamp_(-_FLOAT16_MAX, _FLOAT16_MAX)
         part = segment.queries
         if part.start < part.stop:
-            merge_into(out[part], lse[part], *segment.batch.attend(q[part], keys, values, **arguments))
-    return out, lse
+            state = segment.batch.attend(q[part], keys, values, **arguments)
+            if number:
+                state = merge_state(prefix_out[part], prefix_lse[part], *state)
+            prefix_out[part], prefix_lse[part] = state
+    made = rows.value_format
+    back = hadamard_scales(made.block)[1] if isinstance(made, Integers) else 0.0
+    return merge_state(*chunk, prefix_out, prefix_lse, back)

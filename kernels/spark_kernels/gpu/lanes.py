@@ -1,7 +1,7 @@
 """Rows shared out among lanes: what the write kernel's parts have in common.
 
 A warp works on several rows side by side. Tensors are ``[rows, lanes]`` with one element per thread, and a thread has
-CHANNELS neighbouring channels of its row as a tuple of such tensors. So most of what concerns a whole row happens in
+CHANNELS neighbouring positions (of values: channels) of its row as a tuple of such tensors. So most of what concerns a whole row happens in
 registers of one thread, and what threads of a row have to tell each other they tell for all rows of the warp at once.
 
 Loops over channels call no other functions: Triton's interpreter takes half a millisecond for a call.
@@ -20,7 +20,10 @@ FEW_CHANNELS = 8
 
 @triton.jit
 def load_channels(ptr, COUNT: tl.constexpr):
-    """float32 numbers at ``ptr``, ``ptr + 1`` and so on, as a tuple; they begin at whole words of up to 8 bytes."""
+    """float32 numbers at ``ptr``, ``ptr + 1`` and so on, as a tuple; they begin at whole words of up to 8 bytes.
+
+    int32 stays int32.
+    """
     dtype: tl.constexpr = ptr.dtype.element_ty
     WIDTH: tl.constexpr = dtype.primitive_bitwidth
     bits_type: tl.constexpr = tl.int16 if WIDTH == 16 else tl.int32
@@ -30,13 +33,24 @@ def load_channels(ptr, COUNT: tl.constexpr):
     for i in tl.static_range(COUNT * WIDTH // WORD):
         word = tl.load(words + i)
         for shift in tl.static_range(0, WORD, WIDTH):
-            if dtype == tl.bfloat16:
+            if dtype == tl.int32:
+                number = (word >> shift).to(tl.int32)
+            elif dtype == tl.bfloat16:
                 # The upper half of the float32; LLVM would shift it down and up again.
                 half = (word >> (shift // 32 * 32)).to(tl.int32)
                 number = (half << 16 if shift % 32 == 0 else half & -65536).to(tl.float32, bitcast=True)
             else:
                 number = (word >> shift).to(bits_type).to(dtype, bitcast=True).to(tl.float32)
             numbers = numbers + (number,)
+    return numbers
+
+
+@triton.jit
+def gather_channels(ptr, channels, COUNT: tl.constexpr):
+    """float32 numbers at ``ptr`` plus each of a tuple of channels."""
+    numbers = ()
+    for i in tl.static_range(COUNT):
+        numbers = numbers + (tl.load(ptr + channels[i]).to(tl.float32),)
     return numbers
 
 
@@ -59,18 +73,6 @@ def row_sum(x):
 def row_max(x):
     """Maximum of each row, as a column; NaN only where all are."""
     return tl.max(x, 1)[:, None]
-
-
-@triton.jit
-def row_min(x):
-    """Minimum of each row, as a column; NaN only where all are."""
-    return tl.min(x, 1)[:, None]
-
-
-@triton.jit
-def all_of_row(x):
-    """Whether all of each row are true, as a column."""
-    return tl.min(x.to(tl.int32), 1)[:, None] > 0
 
 
 @triton.jit

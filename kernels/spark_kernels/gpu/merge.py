@@ -7,6 +7,18 @@ import triton
 import triton.language as tl
 
 _BLOCK_QUERIES = 8
+_BLOCK_SPLITS = 16
+
+
+@triton.jit
+def transform(x):
+    """`spark_kernels.reference.hadamard` of each row of ``x``, a power of two of channels."""
+    channels = tl.arange(0, x.shape[1])[None, :] + tl.zeros_like(x).to(tl.int32)
+    for stage in tl.static_range(8):
+        if (1 << stage) < x.shape[1]:
+            other = tl.gather(x, channels ^ (1 << stage), 1)
+            x = tl.where((channels & (1 << stage)) > 0, other - x, x + other)
+    return x
 
 
 @triton.jit
@@ -19,8 +31,13 @@ def _merge_splits(
     out_scale,
     NUM_QO_HEADS: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
+    BACK: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """One program per (request, query head), over the request's splits in order."""
+    """One program per (request, query head), over ``SPLITS`` of the request's splits at a time.
+
+    The output is transformed back, and multiplied by ``BACK``, if that is not 0.
+    """
     request = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     first = tl.load(request_splits_ptr + request).to(tl.int64)
@@ -29,18 +46,24 @@ def _merge_splits(
     peak = float("-inf")
     total = 0.0
     acc = tl.zeros([V_HEAD_DIM], tl.float32)
-    for split in range(first, last):
+    for start in range(first, last, SPLITS):
+        split = start + tl.arange(0, SPLITS)
         query = split * NUM_QO_HEADS + head
-        split_lse = tl.load(split_lse_ptr + query)
-        new_peak = tl.maximum(peak, split_lse)
+        split_lse = tl.load(split_lse_ptr + query, mask=split < last, other=float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(split_lse, 0))
         rescale = tl.exp(peak - new_peak)
-        weight = tl.exp(split_lse - new_peak)
-        acc = acc * rescale + weight * tl.load(split_out_ptr + query * V_HEAD_DIM + channels)
-        total = total * rescale + weight
+        weights = tl.exp(split_lse - new_peak)
+        offsets = query[:, None] * V_HEAD_DIM + channels[None, :]
+        parts = tl.load(split_out_ptr + offsets, mask=(split < last)[:, None], other=0.0)
+        acc = acc * rescale + tl.sum(weights[:, None] * parts, 0)
+        total = total * rescale + tl.sum(weights, 0)
         peak = new_peak
-    query = request * NUM_QO_HEADS + head
     # A request without tokens gets 0 and -inf.
-    tl.store(out_ptr + query * V_HEAD_DIM + channels, acc * (out_scale / tl.where(last > first, total, 1.0)))
+    out = acc[None, :] * (out_scale / tl.where(last > first, total, 1.0))
+    if BACK > 0:
+        out = transform(out) * BACK
+    query = request * NUM_QO_HEADS + head
+    tl.store(out_ptr + query * V_HEAD_DIM + channels[None, :], out.to(out_ptr.dtype.element_ty))
     tl.store(lse_ptr + query, peak + tl.log(total))
 
 
@@ -56,8 +79,12 @@ def _merge_state(
     V_HEAD_DIM,
     BLOCK: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
+    BACK: tl.constexpr,
 ):
-    """One program per block of queries."""
+    """One program per block of queries; ``b`` is transformed back first, and multiplied by ``BACK``, if that is not 0.
+
+    Outputs alias no inputs: a warp may read a block's inputs after another has written its outputs.
+    """
     query = tl.program_id(0).to(tl.int64) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
     exists = query < num_queries
     channels = tl.arange(0, BLOCK)[None, :]
@@ -74,6 +101,8 @@ def _merge_state(
     total = total[:, None]
     a = tl.load(out_a_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(out_b_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    if BACK > 0:
+        b = transform(b) * BACK
     # The output over no keys is not read: nothing says that it is a number.
     merged = tl.where(weight_a > 0, a * weight_a, 0.0) + tl.where(weight_b > 0, b * weight_b, 0.0)
     merged = tl.where(total != total, total, merged / tl.where(total > 0, total, 1.0))
@@ -81,9 +110,14 @@ def _merge_state(
 
 
 def merge_splits(
-    split_out: torch.Tensor, split_lse: torch.Tensor, request_splits: torch.Tensor, out_scale: float
+    split_out: torch.Tensor,
+    split_lse: torch.Tensor,
+    request_splits: torch.Tensor,
+    out_scale: float,
+    back: float,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and lse of each request from those of its splits.
+    """Output, in ``dtype``, and lse of each request from those of its splits.
 
     Parameters
     ----------
@@ -93,10 +127,12 @@ def merge_splits(
         int32 ``[batch + 1]``, see `DecodePlan`.
     out_scale
         Factor of the output.
+    back
+        Of transformed values the factor after the transform back, and else 0.
     """
     _, num_qo_heads, v_head_dim = split_out.shape
     batch = request_splits.shape[0] - 1
-    out = torch.empty(batch, num_qo_heads, v_head_dim, dtype=torch.float32, device=split_out.device)
+    out = torch.empty(batch, num_qo_heads, v_head_dim, dtype=dtype, device=split_out.device)
     lse = torch.empty(batch, num_qo_heads, dtype=torch.float32, device=split_out.device)
     if batch:
         _merge_splits[(batch, num_qo_heads)](
@@ -108,38 +144,23 @@ def merge_splits(
             out_scale,
             NUM_QO_HEADS=num_qo_heads,
             V_HEAD_DIM=v_head_dim,
-            num_warps=2,
+            BACK=back,
+            SPLITS=_BLOCK_SPLITS,
+            num_warps=4,
         )
     return out, lse
 
 
 def merge_state(
-    out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+    out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor, back: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `spark_kernels.reference.merge_state`."""
+    """See `spark_kernels.reference.merge_state`; ``back`` as in `merge_splits`, of ``out_b`` alone."""
     out = torch.empty(out_a.shape, dtype=torch.float32, device=out_a.device)
     lse = torch.empty(lse_a.shape, dtype=torch.float32, device=out_a.device)
-    _launch_merge_state(out_a.contiguous(), lse_a.contiguous(), out_b, lse_b, out, lse)
-    return out, lse
-
-
-def merge_into(out: torch.Tensor, lse: torch.Tensor, other: torch.Tensor, other_lse: torch.Tensor) -> None:
-    """`spark_kernels.reference.merge_state` in place: the result is in ``out`` and ``lse``, contiguous float32."""
-    _launch_merge_state(out, lse, other, other_lse, out, lse)
-
-
-def _launch_merge_state(
-    out_a: torch.Tensor,
-    lse_a: torch.Tensor,
-    out_b: torch.Tensor,
-    lse_b: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
     if lse.numel():
         _merge_state[(triton.cdiv(lse.numel(), _BLOCK_QUERIES),)](
-            out_a,
-            lse_a,
+            out_a.contiguous(),
+            lse_a.contiguous(),
             out_b.contiguous(),
             lse_b.contiguous(),
             out,
@@ -148,5 +169,7 @@ def _launch_merge_state(
             out.shape[-1],
             BLOCK=triton.next_power_of_2(out.shape[-1]),
             BLOCK_QUERIES=_BLOCK_QUERIES,
+            BACK=back,
             num_warps=4,
         )
+    return out, lse

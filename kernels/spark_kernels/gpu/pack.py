@@ -1,157 +1,200 @@
-"""Keys to rows: quantisation of the kept channels over the restore plane of the others.
+"""Keys to rows: codes of what is beyond the centre, and integers of what codes leave of the kept channels.
 
-The arithmetic follows `spark_kernels.reference` operation by operation. Whether a channel is kept, and which side of a
-level it is on, are masks and sign bits in integers: LLVM gathers that many outcomes of comparisons into words, and
-taking them apart again costs more than the rest.
+The arithmetic follows `spark_kernels.reference` operation by operation. Whether a channel is kept is a mask in
+integers: LLVM gathers many outcomes of comparisons into words, and taking them apart again costs more than the rest.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-from spark_kernels.gpu.lanes import row_max, row_sum, sum_of_lanes_before
+from spark_kernels.gpu.lanes import gather_channels, load_channels, row_max, row_sum, sum_of_lanes_before
 from spark_kernels.gpu.select import select_channels
-from spark_kernels.gpu.values import FLOAT16_MAX, HALF_NAN, ROUNDER
+from spark_kernels.reference import CLIP, KEY_SQUARE_ONE, LEAST_TAU
 
-_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
-_SIGN = tl.constexpr(-0x80000000)
-_INFINITY = tl.constexpr(0x7F800000)
+FLOAT16_MAX = tl.constexpr(torch.finfo(torch.float16).max)
+FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
+HALF_NAN = tl.constexpr(0x7E00)
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+INFINITY = tl.constexpr(0x7F800000)
+# 1.5 * 2**23: to add it rounds a float32 to the nearest integer, ties to even, in the low bits of the sum.
+ROUNDER = tl.constexpr(12582912.0)
+_ROUNDER_MANTISSA = tl.constexpr(0x400000)
+_CLIP = tl.constexpr(CLIP)
+_LEAST_TAU = tl.constexpr(LEAST_TAU)
+_SQUARE_ONE = tl.constexpr(KEY_SQUARE_ONE)
 
 
 @triton.jit
-def _half_bits(x):
+def finite(x):
+    """A non-negative number, or the largest one for infinity and NaN."""
+    return tl.where(x < FLOAT32_MAX, x, FLOAT32_MAX)
+
+
+@triton.jit
+def half_bits(x):
     return x.to(tl.float16).to(tl.int16, bitcast=True)
 
 
 @triton.jit
-def _half_value(bits):
+def half_value(bits):
     return bits.to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def inverse_of(x):
+    """One over a column of numbers, 0 where they are not positive."""
+    return tl.where(x > 0, tl.div_rn(tl.full(x.shape, 1.0, tl.float32), tl.where(x > 0, x, 1.0)), 0.0)
 
 
 @triton.jit
 def _half_rounded_up(x):
     """Bits of the smallest float16 not below a non-negative float32, at most 65504."""
     x = tl.minimum(x, FLOAT16_MAX)
-    bits = _half_bits(x)
-    return tl.where(_half_value(bits) < x, bits + 1, bits).to(tl.int16)
+    bits = half_bits(x)
+    return tl.where(half_value(bits) < x, bits + 1, bits).to(tl.int16)
 
 
 @triton.jit
-def _limited_keys(keys, LIMIT: tl.constexpr, CHANNELS: tl.constexpr):
-    """Keys limited to ``LIMIT``, zero in rows with a number that is not finite; and which rows have none, a column."""
-    largest = keys[0].to(tl.int32, bitcast=True) & _MAGNITUDE
-    for i in tl.static_range(1, CHANNELS):
-        # As integers, magnitudes are in order, and NaN is above all.
-        largest = tl.maximum(largest, keys[i].to(tl.int32, bitcast=True) & _MAGNITUDE)
-    largest = row_max(largest)
-    is_finite = largest < _INFINITY
-    if tl.max(largest) > tl.full([], LIMIT, tl.float32).to(tl.int32, bitcast=True):
-        limited = ()
-        for i in tl.static_range(CHANNELS):
-            limited = limited + (tl.where(is_finite, tl.minimum(tl.maximum(keys[i], -LIMIT), LIMIT), 0.0),)
-        keys = limited
-    return keys, is_finite
+def largest_magnitude(numbers, COUNT: tl.constexpr):
+    """Bits of the largest magnitude of each row, as a column. As integers they are in order, and NaN is above all."""
+    largest = numbers[0].to(tl.int32, bitcast=True) & MAGNITUDE
+    for i in tl.static_range(1, COUNT):
+        largest = tl.maximum(largest, numbers[i].to(tl.int32, bitcast=True) & MAGNITUDE)
+    return row_max(largest)
 
 
 @triton.jit
-def _largest_magnitude(numbers, kept, OF_DROPPED: tl.constexpr, CHANNELS: tl.constexpr):
-    """Largest magnitude of the kept or the dropped channels of each row, as a column."""
+def _largest_kept(numbers, kept, CHANNELS: tl.constexpr):
+    """Largest magnitude of the kept channels of each row, as a column."""
     largest = tl.zeros_like(kept[0])
     for i in tl.static_range(CHANNELS):
-        mask = ~kept[i] if OF_DROPPED else kept[i]
-        # As integers, magnitudes are in order.
-        largest = tl.maximum(largest, numbers[i].to(tl.int32, bitcast=True) & (mask & _MAGNITUDE))
+        largest = tl.maximum(largest, numbers[i].to(tl.int32, bitcast=True) & (kept[i] & MAGNITUDE))
     return row_max(largest).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _mean_dropped(keys, kept, DROPPED: tl.constexpr, CHANNELS: tl.constexpr):
-    """Mean magnitude of the ``DROPPED`` channels of each row, as a column.
-
-    One after the other, lane after lane: the order of a sum decides its last bits.
-    """
-    LANES: tl.constexpr = keys[0].shape[1]
-    lanes = tl.arange(0, LANES)[None, :]
-    total = tl.zeros_like(keys[0])
-    for lane in range(LANES):
-        for i in tl.static_range(CHANNELS):
-            total += (keys[i].to(tl.int32, bitcast=True) & (~kept[i] & _MAGNITUDE)).to(tl.float32, bitcast=True)
-        total = row_sum(tl.where(lanes == lane, total, 0.0)) + tl.zeros_like(total)
-    return tl.div_rn(row_max(total), tl.full([total.shape[0], 1], DROPPED, tl.float32))
-
-
-@triton.jit
-def _store_bits(row, plane_offset: tl.constexpr, bits, CHANNELS: tl.constexpr):
-    """Store the lanes' bits of one bit plane, which begins ``plane_offset`` bytes into ``row``."""
-    piece: tl.constexpr = tl.int16 if CHANNELS == 16 else tl.int8
-    lanes = tl.arange(0, bits.shape[1])[None, :]
-    tl.store((row + plane_offset).to(tl.pointer_type(piece)) + lanes, bits.to(piece))
-
-
-@triton.jit
-def _restore_plane(keys, plane_scale, row, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
-    """Store the bit planes; returns what they leave of the keys."""
-    half = 0.5 * plane_scale
-    quarter = (0.25 * plane_scale).to(tl.int32, bitcast=True)
-    residuals = ()
+def _centred(keys, centres, LIMIT: tl.constexpr, CHANNELS: tl.constexpr):
+    """Keys beyond their centres, those of zeros in rows with a number that is not finite; which rows have none."""
+    is_finite = largest_magnitude(keys, CHANNELS) < INFINITY
+    x = ()
     for i in tl.static_range(CHANNELS):
-        magnitude = tl.abs(keys[i])
-        level = plane_scale
-        if LAYOUT.restore_bits == 2:
-            is_small = (magnitude - half).to(tl.int32, bitcast=True) & _SIGN
-            level = half + (quarter | is_small).to(tl.float32, bitcast=True)
-        residual = (magnitude - level).to(tl.int32, bitcast=True) ^ (keys[i].to(tl.int32, bitcast=True) & _SIGN)
-        residuals = residuals + (residual.to(tl.float32, bitcast=True),)
+        limited = tl.minimum(tl.maximum(keys[i], -LIMIT), LIMIT)
+        x = x + (tl.where(is_finite, limited, 0.0) - centres[i],)
+    return x, is_finite
 
-    negative = tl.zeros_like(keys[0]).to(tl.uint32, bitcast=True)
-    small = negative
-    for i in tl.static_range(CHANNELS - 1, -1, -1):
-        negative = (negative << 1) | (keys[i].to(tl.uint32, bitcast=True) >> 31)
-        if LAYOUT.restore_bits == 2:
-            small = (small << 1) | ((tl.abs(keys[i]) - half).to(tl.uint32, bitcast=True) >> 31)
-    negative = negative.to(tl.int32, bitcast=True)
-    small = small.to(tl.int32, bitcast=True)
-    _store_bits(row, LAYOUT.plane_word * 8, ~negative, CHANNELS)
-    if LAYOUT.restore_bits == 2:
-        _store_bits(row, LAYOUT.plane_word * 8 + LAYOUT.head_dim // 8, ~(negative ^ small), CHANNELS)
+
+@triton.jit
+def _tau_bits(x, inverse_steps, positions, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
+    """float16 bits of the scale of restoration, a column."""
+    RESTORED: tl.constexpr = LAYOUT.count_4 + LAYOUT.count_2 + LAYOUT.count_1
+    total = tl.zeros_like(positions)
+    for i in tl.static_range(CHANNELS):
+        normalised = x[i] * inverse_steps[i]
+        square = (tl.minimum(normalised * normalised, _CLIP) * _SQUARE_ONE).to(tl.int32)
+        total += square if RESTORED == LAYOUT.head_dim else tl.where(positions + i < RESTORED, square, 0)
+    mean = row_sum(total).to(tl.float32) * (1.0 / (RESTORED * _SQUARE_ONE))
+    return half_bits(tl.maximum(tl.sqrt_rn(mean), _LEAST_TAU))
+
+
+@triton.jit
+def store_planes(row, codes, group, LAYOUT: tl.constexpr):
+    """Store eight neighbouring codes of a lane, the lane's ``group`` of eight in its row."""
+    FOURS: tl.constexpr = LAYOUT.count_4 // 8
+    TWOS: tl.constexpr = LAYOUT.count_2 // 8
+    ONES: tl.constexpr = LAYOUT.count_1 // 8
+    bits = tl.where(group < FOURS, 4, tl.where(group < FOURS + TWOS, 2, 1))
+    word = codes[7]
+    for i in tl.static_range(6, -1, -1):
+        word = (word << bits) | codes[i]
+    if FOURS:
+        is_four = group < FOURS
+        tl.store(row.to(tl.pointer_type(tl.int32)) + group, word, mask=is_four)
+    if TWOS:
+        is_two = (group >= FOURS) & (group < FOURS + TWOS)
+        halves = (row + LAYOUT.first_2).to(tl.pointer_type(tl.int16))
+        tl.store(halves + (group - FOURS), word.to(tl.int16), mask=is_two)
+    if ONES:
+        is_one = (group >= FOURS + TWOS) & (group < FOURS + TWOS + ONES)
+        tl.store(row + LAYOUT.first_1 + (group - FOURS - TWOS), word.to(tl.uint8), mask=is_one)
+
+
+@triton.jit
+def _quantise(x, tau, units, inverse_units, positions, row, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
+    """Store the planes; returns what they leave of ``x``."""
+    inverse = inverse_of(tau)
+    residuals = ()
+    codes = ()
+    for i in tl.static_range(CHANNELS):
+        position = positions + i
+        half = tl.where(position < LAYOUT.count_4, 8.0, tl.where(position < LAYOUT.count_4 + LAYOUT.count_2, 2.0, 1.0))
+        level = tl.floor(x[i] * inverse_units[i] * inverse)
+        level = tl.minimum(tl.maximum(level, -half), half - 1.0)
+        # Without bits the unit is 0, and nothing is taken off.
+        residuals = residuals + (x[i] - (level + 0.5) * (units[i] * tau),)
+        codes = codes + ((level + half).to(tl.int32),)
+    for group in tl.static_range(CHANNELS // 8):
+        eight = ()
+        for i in tl.static_range(8):
+            eight = eight + (codes[8 * group + i],)
+        store_planes(row, eight, positions // 8 + group, LAYOUT)
     return residuals
 
 
 @triton.jit
-def store_keys(keys, norms, row, LAYOUT: tl.constexpr, INTEGER_MAX: tl.constexpr, CHANNELS: tl.constexpr):
-    """Pack keys into the bytes at ``row``, a column of pointers; keys and norms as `select_channels` takes them."""
-    LANES: tl.constexpr = LAYOUT.head_dim // CHANNELS
-    halves = row.to(tl.pointer_type(tl.int16))
-    kept = select_channels(keys, norms, LAYOUT.kept_channels, CHANNELS)
-    keys, is_finite = _limited_keys(keys, FLOAT16_MAX * INTEGER_MAX, CHANNELS)
-
-    residuals = keys
-    plane_bits = tl.zeros([row.shape[0], 1], tl.int16)
-    if LAYOUT.restore_bits > 0:
-        if LAYOUT.restore_bits == 2:
-            plane_scale = _largest_magnitude(keys, kept, True, CHANNELS)
-        else:
-            plane_scale = _mean_dropped(keys, kept, LAYOUT.head_dim - LAYOUT.kept_channels, CHANNELS)
-        plane_bits = _half_bits(tl.minimum(plane_scale, FLOAT16_MAX))
-        residuals = _restore_plane(keys, _half_value(plane_bits), row, LAYOUT, CHANNELS)
-
-    largest = _largest_magnitude(residuals, kept, False, CHANNELS)
-    kept_bits = _half_rounded_up(tl.div_rn(largest, tl.full(largest.shape, INTEGER_MAX, tl.float32)))
-    kept_scale = _half_value(kept_bits)
-    # Nothing is left of any kept channel where the scale is 0.
-    inverse = tl.div_rn(tl.full(largest.shape, 1.0, tl.float32), tl.where(kept_scale > 0, kept_scale, 1.0))
-    tl.store(halves + LAYOUT.scale_half, tl.where(is_finite, plane_bits, HALF_NAN).to(tl.int16))
-    tl.store(halves + LAYOUT.scale_half + 1, tl.where(is_finite, kept_bits, HALF_NAN).to(tl.int16))
-
+def _store_kept(residuals, kept, kappa, positions, halves, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
+    """Store the kept words, in ascending order of position."""
+    inverse = inverse_of(kappa)
     count = -kept[0]
     for i in tl.static_range(1, CHANNELS):
         count -= kept[i]
-    position = LAYOUT.kept_half + sum_of_lanes_before(count)
-    first_channel = CHANNELS * tl.arange(0, LANES)[None, :]
+    place = LAYOUT.kept_half + sum_of_lanes_before(count)
     for i in tl.static_range(CHANNELS):
-        # The low bits of the sum are the rounded integer's.
-        integer = (residuals[i] * inverse + ROUNDER).to(tl.int32, bitcast=True)
-        word = (integer << LAYOUT.index_bits) | (first_channel + i)
-        tl.store(halves + position, word.to(tl.int16), mask=kept[i] < 0)
-        position -= kept[i]
+        rounded = (residuals[i] * inverse + ROUNDER).to(tl.int32, bitcast=True)
+        integer = (rounded & 0x7FFFFF) - _ROUNDER_MANTISSA
+        signed_position = (positions + i) | ((integer < 0).to(tl.int32) << LAYOUT.position_bits)
+        word = (signed_position << LAYOUT.magnitude_bits) | tl.abs(integer)
+        tl.store(halves + place, word.to(tl.int16), mask=kept[i] < 0)
+        place -= kept[i]
+
+
+@triton.jit
+def store_keys(k_ptr, squares, tables, head, row, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
+    """Pack the keys at ``k_ptr`` into the bytes at ``row``, columns of pointers.
+
+    ``squares`` are the query squares of a lane's positions, finite; ``tables`` are pointers to the
+    layer's order, centre, inverse step, unit and inverse unit.
+    """
+    LANES: tl.constexpr = LAYOUT.head_dim // CHANNELS
+    MAX: tl.constexpr = (1 << LAYOUT.magnitude_bits) - 1
+    order, centre, inverse_step, unit, inverse_unit = tables
+    positions = CHANNELS * tl.arange(0, LANES)[None, :]
+    at = head * LAYOUT.head_dim + positions
+    keys = gather_channels(k_ptr, load_channels(order + at, CHANNELS), CHANNELS)
+    x, is_finite = _centred(keys, load_channels(centre + at, CHANNELS), FLOAT16_MAX * MAX, CHANNELS)
+    # One position number per row and lane.
+    positions += tl.zeros_like(x[0]).to(tl.int32)
+
+    if LAYOUT.count_4 + LAYOUT.count_2 + LAYOUT.count_1 > 0:
+        tau_bits = _tau_bits(x, load_channels(inverse_step + at, CHANNELS), positions, LAYOUT, CHANNELS)
+        units, inverse_units = load_channels(unit + at, CHANNELS), load_channels(inverse_unit + at, CHANNELS)
+        x = _quantise(x, half_value(tau_bits), units, inverse_units, positions, row, LAYOUT, CHANNELS)
+    else:
+        tau_bits = tl.zeros_like(is_finite).to(tl.int16)
+
+    scores = ()
+    for i in tl.static_range(CHANNELS):
+        scores = scores + (finite(x[i] * x[i] * squares[i]).to(tl.int32, bitcast=True),)
+    kept = select_channels(scores, LAYOUT.kept_channels, CHANNELS)
+    largest = _largest_kept(x, kept, CHANNELS)
+    kappa_bits = _half_rounded_up(tl.div_rn(largest, tl.full(largest.shape, MAX, tl.float32)))
+    halves = row.to(tl.pointer_type(tl.int16))
+    _store_kept(x, kept, half_value(kappa_bits), positions, halves, LAYOUT, CHANNELS)
+    tl.store(halves + LAYOUT.scale_half, tl.where(is_finite, tau_bits, HALF_NAN).to(tl.int16))
+    tl.store(halves + LAYOUT.scale_half + 1, tl.where(is_finite, kappa_bits, HALF_NAN).to(tl.int16))
+    FIRST: tl.constexpr = LAYOUT.kept_half + LAYOUT.kept_channels
+    LAST: tl.constexpr = LAYOUT.row_bytes // 2
+    for i in tl.static_range(FIRST, LAST):
+        tl.store(halves + i, tl.zeros_like(kappa_bits))

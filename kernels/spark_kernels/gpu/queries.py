@@ -1,16 +1,4 @@
-"""Queries in the form the decode kernel looks them up: once per layer call, before any token is read.
-
-Queries of a GQA group are taken four at a time, a *pack*: query n of the group is member ``n // packs`` of pack
-``n % packs``. Each lookup of a pack is one 64-bit word with 16 bits per member:
-
-- the *query words*, ``[head_dim]``: the query's channel as float16, after division by a power of two;
-- the *sum table*, ``[head_dim / 4, 16]``: entry n of group i is ``q[4i] ± ...``, the signed sum of four channels
-  under the bits of n (1 adds, 0 subtracts), in fixed point and biased to be positive. 13 bits, so that eight entries
-  add up within 16 bits and two queries are added by one 32-bit instruction.
-
-The largest sum of a query is 4095 units, so that rounding a sum costs at most 1/8190 of the largest one: less than
-the rounding of queries to bfloat16, which is what they come from.
-"""
+"""Queries in the form the decode kernel takes them: once per layer call, before any token is read."""
 
 from __future__ import annotations
 
@@ -18,9 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
-PACK = 4
-SUM_BIAS = tl.constexpr(4096)
-_SUM_MAX = tl.constexpr(4095.0)
+from spark_kernels.gpu.rows import PrunedLayout
+from spark_kernels.rows import LayerRows
+
+# Fewer columns make no tensor-core product.
+LEAST_COLUMNS = 8
 
 
 @triton.jit
@@ -30,87 +20,102 @@ def _power_of_two_above(x):
 
 
 @triton.jit
+def _as_halves(x):
+    """``[head_dim, columns]`` as float16 of columns divided by powers of two; and these."""
+    scale = _power_of_two_above(tl.maximum(tl.max(tl.abs(x), 0), 1e-30))
+    return (x / scale[None, :]).to(tl.float16), scale
+
+
+@triton.jit
 def _prepare_queries(
     q_ptr,
     q_stride_token,
     q_stride_head,
+    order_ptr,
+    centre_ptr,
+    unit_ptr,
     tables_ptr,
-    scales_ptr,
+    scalars_ptr,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    PACKS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    TABLE_WORDS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LAYOUT: tl.constexpr,
 ):
-    """One program per (request, KV head, pack)."""
+    """One program per (request, KV head)."""
+    D: tl.constexpr = LAYOUT.head_dim
     request = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    pack = tl.program_id(2)
-    index = (request * NUM_KV_HEADS + head) * PACKS + pack
-    channels = tl.arange(0, HEAD_DIM)
-    groups = tl.arange(0, HEAD_DIM // 4)
-    entries = tl.arange(0, 16)
-    query_words = tl.zeros([HEAD_DIM], tl.int64)
-    sum_words = tl.zeros([HEAD_DIM // 4, 16], tl.int64)
-    for member in tl.static_range(4):
-        query = member * PACKS + pack
-        q_row = q_ptr + request * q_stride_token + (head * GROUP + query) * q_stride_head
-        # None beyond the group: its words are zeros.
-        num_channels = tl.where(query < GROUP, HEAD_DIM, 0)
-        q = tl.load(q_row + channels, mask=channels < num_channels, other=0.0).to(tl.float32)
-        # NaN if any channel is not finite; kept in the scales, because integers below cannot hold it.
-        poison = tl.sum(q * 0.0, 0)
-        query_scale = _power_of_two_above(tl.maximum(tl.max(tl.abs(q), 0), 1e-30))
-        halves = (q / query_scale).to(tl.float16).to(tl.int16, bitcast=True)
-        query_words |= (halves.to(tl.int64) & 0xFFFF) << (16 * member)
+    positions = tl.arange(0, D)
+    columns = tl.arange(0, COLUMNS)
+    order = tl.load(order_ptr + head * D + positions)
+    centre = tl.load(centre_ptr + head * D + positions)
+    unit = tl.load(unit_ptr + head * D + positions)
+    middle = tl.where(
+        positions < LAYOUT.count_4, -7.5, tl.where(positions < LAYOUT.count_4 + LAYOUT.count_2, -1.5, -0.5)
+    )
+    q_row = q_ptr + request * q_stride_token + (head * GROUP + columns[None, :]) * q_stride_head
+    q = tl.load(q_row + order[:, None], mask=columns[None, :] < GROUP, other=0.0).to(tl.float32)
+    # NaN if any channel is not finite, which float16 below might hide.
+    poison = tl.sum(q * 0.0, 0)
+    of_codes = q * unit[:, None]
+    of_centre = tl.sum(q * centre[:, None], 0) + poison
+    of_middles = tl.sum(of_codes * middle[:, None], 0)
+    code_table, code_scale = _as_halves(of_codes)
+    kept_table, kept_scale = _as_halves(q)
 
-        sums = tl.zeros([HEAD_DIM // 4, 16], tl.float32)
-        for bit in tl.static_range(4):
-            x = tl.load(q_row + 4 * groups + bit, mask=groups < num_channels, other=0.0).to(tl.float32)
-            sign = (2 * ((entries >> bit) & 1) - 1).to(tl.float32)
-            sums += x[:, None] * sign[None, :]
-        unit = tl.maximum(tl.max(tl.max(tl.abs(sums), 1), 0), 1e-30) / _SUM_MAX
-        fixed = tl.floor(sums / unit + 0.5).to(tl.int32) + SUM_BIAS
-        sum_words |= (fixed.to(tl.int64) & 0xFFFF) << (16 * member)
-        tl.store(scales_ptr + index * 8 + member, unit + poison)
-        tl.store(scales_ptr + index * 8 + 4 + member, query_scale + poison)
-    table = tables_ptr + index * TABLE_WORDS
-    tl.store(table + channels, query_words)
-    tl.store(table + HEAD_DIM + 16 * groups[:, None] + entries[None, :], sum_words)
+    index = request * NUM_KV_HEADS + head
+    entries = positions[:, None] * COLUMNS + columns[None, :]
+    tl.store(tables_ptr + index * (2 * D * COLUMNS) + entries, code_table)
+    tl.store(tables_ptr + index * (2 * D * COLUMNS) + D * COLUMNS + entries, kept_table)
+    scalars = scalars_ptr + index * (4 * COLUMNS) + columns
+    tl.store(scalars, code_scale)
+    tl.store(scalars + COLUMNS, kept_scale)
+    tl.store(scalars + 2 * COLUMNS, of_middles)
+    tl.store(scalars + 3 * COLUMNS, of_centre)
 
 
-def num_packs(group: int) -> int:
-    """Packs of a GQA group, a power of two."""
-    return triton.next_power_of_2(triton.cdiv(group, PACK))
+def num_columns(group: int) -> int:
+    """Queries of a GQA group, and columns of zeros after them."""
+    return max(LEAST_COLUMNS, triton.next_power_of_2(group))
 
 
-def prepare_queries(q: torch.Tensor, num_kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Query words and sum tables of ``q``, ``[batch, num_qo_heads, head_dim]`` with contiguous channels.
+def prepare_queries(q: torch.Tensor, rows: LayerRows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries by position, and what of a score does not depend on the token.
+
+    Parameters
+    ----------
+    q
+        ``[batch, num_qo_heads, head_dim]`` with contiguous channels.
+    rows
+        The layer, with pruned keys.
 
     Returns
     -------
     tables
-        int64 ``[batch, num_kv_heads, packs, 5 * head_dim]``: the query words, then the sum table.
-    scales
-        float32 ``[batch, num_kv_heads, packs, 2, 4]``: what one unit of a member's sums and of its query words is
-        worth.
+        float16 ``[batch, num_kv_heads, 2, head_dim, columns]``: queries times units, and queries, each divided by a
+        power of two.
+    scalars
+        float32 ``[batch, num_kv_heads, 4, columns]``: those powers of two, and the products with the middles of all
+        levels and with the centre.
     """
     batch, num_qo_heads, head_dim = q.shape
-    group = num_qo_heads // num_kv_heads
-    packs = num_packs(group)
-    tables = torch.empty(batch, num_kv_heads, packs, 5 * head_dim, dtype=torch.int64, device=q.device)
-    scales = torch.empty(batch, num_kv_heads, packs, 2, PACK, dtype=torch.float32, device=q.device)
+    group = num_qo_heads // rows.num_kv_heads
+    columns = num_columns(group)
+    tables = torch.empty(batch, rows.num_kv_heads, 2, head_dim, columns, dtype=torch.float16, device=q.device)
+    scalars = torch.empty(batch, rows.num_kv_heads, 4, columns, dtype=torch.float32, device=q.device)
     if batch:
-        _prepare_queries[(batch, num_kv_heads, packs)](
+        _prepare_queries[(batch, rows.num_kv_heads)](
             q,
             q.stride(0),
             q.stride(1),
+            rows.restoration.order,
+            rows.restoration.centre,
+            rows.restoration.unit,
             tables,
-            scales,
-            NUM_KV_HEADS=num_kv_heads,
+            scalars,
+            NUM_KV_HEADS=rows.num_kv_heads,
             GROUP=group,
-            PACKS=packs,
-            HEAD_DIM=head_dim,
-            TABLE_WORDS=5 * head_dim,
+            COLUMNS=columns,
+            LAYOUT=PrunedLayout.of(rows.key_format),
         )
-    return tables, scales
+    return tables, scalars

@@ -1,4 +1,4 @@
-"""Which channels a key keeps: the most salient ones, the lower channel first among equals.
+"""Which channels a key keeps: those with the largest scores, the lower position first among equals.
 
 Scores are finite and not negative, so that as integers their bits are in their order. The threshold is searched by
 counting; the search ends as soon as it parts the right number of channels from the others: for four rows side by side
@@ -7,14 +7,11 @@ after 10 to 14 rounds instead of 31.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
 from spark_kernels.gpu.lanes import count_bits, row_max, row_sum, sum_of_lanes_before
 
-# The minimum with it is that of a number that is not NaN, and itself for NaN.
-FLOAT32_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 # The search begins this far below the largest score, where most thresholds are near: four octaves.
 _FIRST_STEP = tl.constexpr(4 << 23)
 
@@ -44,18 +41,11 @@ def _without_last_ties(scores, threshold, surplus, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def select_channels(keys, norms, COUNT: tl.constexpr, CHANNELS: tl.constexpr):
-    """A mask for each of a thread's channels: -1 where it is one of the ``COUNT`` that its row keeps, else 0.
+def select_channels(scores, COUNT: tl.constexpr, CHANNELS: tl.constexpr):
+    """A mask for each of a thread's positions: -1 where it is one of the ``COUNT`` that its row keeps, else 0.
 
-    Parameters
-    ----------
-    keys, norms
-        Keys, and query norms of at most `FLOAT32_MAX`, of a thread's channels.
+    ``scores`` are the bits of float32 scores, which are finite and not negative.
     """
-    scores = ()
-    for i in tl.static_range(CHANNELS):
-        score = tl.minimum(keys[i] * keys[i] * norms[i], FLOAT32_MAX)
-        scores = scores + (score.to(tl.int32, bitcast=True),)
     largest = scores[0]
     for i in tl.static_range(1, CHANNELS):
         largest = tl.maximum(largest, scores[i])
@@ -64,7 +54,7 @@ def select_channels(keys, norms, COUNT: tl.constexpr, CHANNELS: tl.constexpr):
     high = row_max(largest) + 1
     low = tl.zeros_like(high)
     threshold = tl.maximum(high - _FIRST_STEP, 1)
-    reached = low + CHANNELS * keys[0].shape[1]
+    reached = low + CHANNELS * scores[0].shape[1]
     searching = True
     while searching:
         count = _reached(scores, threshold, CHANNELS)

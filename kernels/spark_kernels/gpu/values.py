@@ -1,155 +1,154 @@
-"""Value rows in Triton: written in all formats, and int4 ones read.
+"""Values to rows.
 
-Writing follows `spark_kernels.reference` operation by operation, like the rest of the write kernel.
-
-A 16-bit word of an int4 row has an integer of each of the value's four groups. Put under the exponent of 1024, four
-bits are the mantissa of a float16, so that a mask and a multiply-add convert two channels at once; converting integers
-takes several times as long.
+The arithmetic follows `spark_kernels.reference` operation by operation, like the rest of the write kernel.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from spark_kernels.gpu.lanes import all_of_row, load_channels, row_max, row_min
-from spark_kernels.formats import INT4_GROUPS, INT4_LIMIT, Int4ValueFormat, LayerRows
+from spark_kernels.formats import UNIT_STEPS, Integers
+from spark_kernels.gpu.lanes import load_channels, row_sum
+from spark_kernels.gpu.pack import (
+    FLOAT16_MAX,
+    HALF_NAN,
+    INFINITY,
+    ROUNDER,
+    half_bits,
+    half_value,
+    inverse_of,
+    largest_magnitude,
+)
+from spark_kernels.gpu.rows import IntegersLayout
+from spark_kernels.reference import (
+    LARGEST_SCALE,
+    LEAST_REACH,
+    VALUE_PRODUCT_ONE,
+    VALUE_SQUARE_ONE,
+    hadamard_scales,
+)
+from spark_kernels.rows import LayerRows
 
-_LIMIT = tl.constexpr(INT4_LIMIT)
-FLOAT16_MAX = tl.constexpr(torch.finfo(torch.float16).max)
-HALF_NAN = tl.constexpr(0x7E00)
-# float16 bits of 1024, whose mantissa counts ones.
-_BITS_OF_1024 = tl.constexpr(0x6400)
-# 1.5 * 2**23: to add and subtract it rounds a float32 to the nearest integer, ties to even.
-ROUNDER = tl.constexpr(12582912.0)
-
-
-class Int4Layout(NamedTuple):
-    """An int4 row as these functions read it: sizes and offsets in 16-bit words."""
-
-    groups: int
-    group_channels: int
-    scale_half: int
-    row_halves: int
-
-    @classmethod
-    def of(cls, value_format: Int4ValueFormat) -> Int4Layout:
-        return cls(
-            groups=INT4_GROUPS,
-            group_channels=value_format.group_channels,
-            scale_half=value_format.scale_offset // 2,
-            row_halves=value_format.row_bytes // 2,
-        )
+_LEAST_REACH = tl.constexpr(LEAST_REACH)
+_LARGEST_SCALE = tl.constexpr(LARGEST_SCALE)
+_PRODUCT_ONE = tl.constexpr(VALUE_PRODUCT_ONE)
+_SQUARE_ONE = tl.constexpr(VALUE_SQUARE_ONE)
 
 
 @triton.jit
-def _low_integers(words):
-    """float16 integers in bits 0 to 3 of 16-bit words."""
-    return ((words & 0xF) | _BITS_OF_1024).to(tl.int16).to(tl.float16, bitcast=True) - (1024.0 + _LIMIT)
+def _transform(x, CHANNELS: tl.constexpr):
+    """The Hadamard transform of each row: of channels within a lane first, then of lanes."""
+    for stage in tl.static_range(8):
+        if (1 << stage) < CHANNELS:
+            y = ()
+            for i in tl.static_range(CHANNELS):
+                if i & (1 << stage):
+                    y = y + (x[i ^ (1 << stage)] - x[i],)
+                else:
+                    y = y + (x[i] + x[i ^ (1 << stage)],)
+            x = y
+    lanes = tl.arange(0, x[0].shape[1])[None, :] + tl.zeros_like(x[0]).to(tl.int32)
+    for stage in tl.static_range(8):
+        if (1 << stage) < x[0].shape[1]:
+            y = ()
+            for i in tl.static_range(CHANNELS):
+                other = tl.gather(x[i], lanes ^ (1 << stage), 1)
+                y = y + (tl.where((lanes & (1 << stage)) > 0, other - x[i], x[i] + other),)
+            x = y
+    return x
 
 
 @triton.jit
-def _high_integers(words):
-    """float16 integers in bits 4 to 7 of 16-bit words; every step is exact."""
-    return ((words & 0xF0) | _BITS_OF_1024).to(tl.int16).to(tl.float16, bitcast=True) * 0.0625 - (64.0 + _LIMIT)
+def _first_scale(y, HALF: tl.constexpr, UNIT_STEP: tl.constexpr, HEAD_DIM: tl.constexpr, CHANNELS: tl.constexpr):
+    reach = largest_magnitude(y, CHANNELS).to(tl.float32, bitcast=True) * (1.0 / HALF)
+    reach = tl.where(reach < _LEAST_REACH, 0.0, reach)
+    top = reach * HALF
+    inverse = inverse_of(top)
+    total = tl.zeros_like(y[0]).to(tl.int32)
+    for i in tl.static_range(CHANNELS):
+        share = y[i] * inverse
+        total += (share * share * _SQUARE_ONE).to(tl.int32)
+    mean = row_sum(total).to(tl.float32) * (1.0 / (HEAD_DIM * _SQUARE_ONE))
+    return tl.minimum(reach, 0.5 * (tl.sqrt_rn(mean) * top * UNIT_STEP + reach))
 
 
 @triton.jit
-def _scale(scales, i: tl.constexpr):
-    """The i-th of four float16 in 64-bit words, as a column."""
-    return ((scales >> (16 * i)) & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True)[:, None]
+def _level(y, inverse, HALF: tl.constexpr):
+    return tl.minimum(tl.maximum(tl.floor(y * inverse), -HALF), HALF - 1.0)
 
 
 @triton.jit
-def _beside(a, b):
-    """``[n, 2 * m]`` with ``a`` in the left and ``b`` in the right half."""
-    return tl.join(a, b).permute(0, 2, 1).reshape(a.shape[0], 2 * a.shape[1])
+def _fitted_bits(y, scale, HALF: tl.constexpr, CHANNELS: tl.constexpr):
+    """float16 bits of the scale with the least squared error for the codes that ``scale`` gives."""
+    inverse = inverse_of(scale)
+    product = tl.zeros_like(y[0]).to(tl.int32)
+    square = tl.zeros_like(product)
+    for i in tl.static_range(CHANNELS):
+        odd = 2.0 * _level(y[i], inverse, HALF) + 1.0
+        product += (y[i] * inverse * odd * _PRODUCT_ONE).to(tl.int32)
+        square += odd.to(tl.int32) * odd.to(tl.int32)
+    share = tl.div_rn(row_sum(product).to(tl.float32), row_sum(square).to(tl.float32))
+    return half_bits(tl.minimum(scale * share * (2.0 / _PRODUCT_ONE), _LARGEST_SCALE))
 
 
 @triton.jit
-def load_int4(values_ptr, rows, live, LAYOUT: tl.constexpr):
-    """float16 ``[n, head_dim]``, the values of ``rows`` of ``values_ptr``, a pointer to 16-bit words; 0 if not live.
-
-    No product exceeds float16: a scale is at most an eighth of its largest number.
-    """
-    row = values_ptr + rows * LAYOUT.row_halves
-    words = tl.load(row[:, None] + tl.arange(0, LAYOUT.group_channels)[None, :], mask=live[:, None], other=0)
-    scales = tl.load((row + LAYOUT.scale_half).to(tl.pointer_type(tl.int64)), mask=live, other=0)
-    a = _low_integers(words) * _scale(scales, 0)
-    b = _high_integers(words) * _scale(scales, 1)
-    words >>= 8
-    c = _low_integers(words) * _scale(scales, 2)
-    d = _high_integers(words) * _scale(scales, 3)
-    return _beside(_beside(a, b), _beside(c, d))
-
-
-@triton.jit
-def restore_int4(values_ptr, rows, exists, LAYOUT: tl.constexpr):
-    """float32 ``[n, head_dim]`` like `load_int4`, with exact products."""
-    channels = tl.arange(0, LAYOUT.groups * LAYOUT.group_channels)[None, :]
-    row = values_ptr + (rows * LAYOUT.row_halves)[:, None]
-    group = channels // LAYOUT.group_channels
-    words = tl.load(row + channels % LAYOUT.group_channels, mask=exists[:, None], other=0).to(tl.int32)
-    scales = tl.load(row + LAYOUT.scale_half + group, mask=exists[:, None], other=0).to(tl.float16, bitcast=True)
-    integers = ((words >> (4 * group)) & (2 * _LIMIT - 1)) - _LIMIT
-    return integers.to(tl.float32) * scales.to(tl.float32)
+def _store_codes(row, codes, group, LAYOUT: tl.constexpr):
+    """Store eight neighbouring codes of a lane, the ``group``-th eight of its row."""
+    if LAYOUT.bits == 4:
+        word = codes[7]
+        for i in tl.static_range(6, -1, -1):
+            word = (word << 4) | codes[i]
+        tl.store(row.to(tl.pointer_type(tl.int32)) + group, word)
+    else:
+        low = codes[7] & 3
+        high = codes[7] >> 2
+        for i in tl.static_range(6, -1, -1):
+            low = (low << 2) | (codes[i] & 3)
+            high = (high << 1) | (codes[i] >> 2)
+        tl.store(row.to(tl.pointer_type(tl.int16)) + group, low.to(tl.int16))
+        tl.store(row + LAYOUT.high_byte + group, high.to(tl.uint8))
 
 
 @triton.jit
-def _int4_group(v_ptr, v_scale, SCALED: tl.constexpr, COUNT: tl.constexpr):
-    """float16 bits of a group's scale, as a column, and the numbers from 0 to 15 of a lane's ``COUNT`` channels."""
-    v = load_channels(v_ptr, COUNT)
+def _store_integers(
+    v_ptr,
+    v_scale,
+    row,
+    SCALED: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    FORWARD: tl.constexpr,
+    UNIT_STEP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Pack the values at ``v_ptr`` into the bytes at ``row``, columns of pointers."""
+    HALF: tl.constexpr = 8.0 if LAYOUT.bits == 4 else 4.0
+    lanes = tl.arange(0, LAYOUT.head_dim // CHANNELS)[None, :]
+    v = load_channels(v_ptr + CHANNELS * lanes, CHANNELS)
     if SCALED:
         scaled = ()
-        for i in tl.static_range(COUNT):
+        for i in tl.static_range(CHANNELS):
             scaled = scaled + (tl.div_rn(v[i], v_scale + tl.zeros_like(v[i])),)
         v = scaled
-    high = v[0]
-    low = v[0]
-    is_number = v[0] == v[0]
-    for i in tl.static_range(1, COUNT):
-        high = tl.maximum(high, v[i])
-        low = tl.minimum(low, v[i])
-        is_number &= v[i] == v[i]
-    high = tl.minimum(row_max(high), FLOAT16_MAX)
-    low = tl.maximum(row_min(low), -FLOAT16_MAX)
-    is_number = all_of_row(is_number)
+    is_number = largest_magnitude(v, CHANNELS) <= INFINITY
+    limited = ()
+    for i in tl.static_range(CHANNELS):
+        limited = limited + (tl.where(is_number, tl.minimum(tl.maximum(v[i], -FLOAT16_MAX), FLOAT16_MAX), 0.0),)
+    transformed = _transform(limited, CHANNELS)
+    y = ()
+    for i in tl.static_range(CHANNELS):
+        y = y + (transformed[i] * FORWARD,)
 
-    # Negative where only a positive number has the largest magnitude.
-    scale = (tl.where(-low >= high, tl.abs(low), -high) * (1.0 / _LIMIT)).to(tl.float16)
-    step = scale.to(tl.float32)
-    has_steps = (tl.abs(step) > 0) & is_number
-    inverse = tl.div_rn(tl.full(step.shape, 1.0, tl.float32), tl.where(has_steps, step, 1.0))
-    least = tl.where(has_steps, -_LIMIT * 1.0, 0.0)
-    most = tl.where(has_steps, _LIMIT - 1.0, 0.0)
-    integers = ()
-    for i in tl.static_range(COUNT):
-        steps = tl.minimum(tl.maximum(v[i] * inverse, least), most)
-        # The low bits of the sum are the rounded integer's.
-        integers = integers + ((steps + (ROUNDER + _LIMIT)).to(tl.int32, bitcast=True) & (2 * _LIMIT - 1),)
-    return tl.where(is_number, scale.to(tl.int16, bitcast=True), HALF_NAN).to(tl.int16), integers
-
-
-@triton.jit
-def _store_int4(v_ptr, v_scale, row, SCALED: tl.constexpr, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr):
-    """Pack the values at ``v_ptr`` into the 16-bit words at ``row``, columns of pointers; a lane has whole words."""
-    GROUPS: tl.constexpr = LAYOUT.groups
-    WORDS: tl.constexpr = CHANNELS // GROUPS
-    first_word = WORDS * tl.arange(0, LAYOUT.group_channels // WORDS)[None, :]
-    scale, words = _int4_group(v_ptr + first_word, v_scale, SCALED, WORDS)
-    tl.store(row + LAYOUT.scale_half, scale)
-    for group in tl.static_range(1, GROUPS):
-        scale, integers = _int4_group(v_ptr + group * LAYOUT.group_channels + first_word, v_scale, SCALED, WORDS)
-        tl.store(row + LAYOUT.scale_half + group, scale)
-        merged = ()
-        for i in tl.static_range(WORDS):
-            merged = merged + (words[i] | (integers[i] << (4 * group)),)
-        words = merged
-    for i in tl.static_range(WORDS):
-        tl.store(row + first_word + i, words[i].to(tl.int16))
+    scale = _fitted_bits(y, _first_scale(y, HALF, UNIT_STEP, LAYOUT.head_dim, CHANNELS), HALF, CHANNELS)
+    inverse = inverse_of(half_value(scale))
+    for group in tl.static_range(CHANNELS // 8):
+        codes = ()
+        for i in tl.static_range(8):
+            codes = codes + ((_level(y[8 * group + i], inverse, HALF) + HALF).to(tl.int32),)
+        _store_codes(row, codes, CHANNELS // 8 * lanes + group, LAYOUT)
+    bits = tl.where(is_number, scale, HALF_NAN).to(tl.int64) & 0xFFFF
+    tl.store((row + 2 * LAYOUT.scale_half).to(tl.pointer_type(tl.int64)), bits)
 
 
 @triton.jit
@@ -187,6 +186,8 @@ def store_values(
     LAYOUT: tl.constexpr,
     SCALED: tl.constexpr,
     LIMIT: tl.constexpr,
+    FORWARD: tl.constexpr,
+    UNIT_STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Store the values at ``v_ptr``, a column of pointers, as ``rows``, a column of row numbers.
@@ -198,20 +199,29 @@ def store_values(
         v = _encode_value(tl.load(v_ptr + channels), v_scale, SCALED, LIMIT, values_ptr.dtype.element_ty)
         tl.store(values_ptr + rows * HEAD_DIM + channels, v)
     else:
-        _store_int4(v_ptr, v_scale, values_ptr + rows * LAYOUT.row_halves, SCALED, LAYOUT, CHANNELS)
+        row = values_ptr + rows * LAYOUT.row_bytes
+        _store_integers(v_ptr, v_scale, row, SCALED, LAYOUT, FORWARD, UNIT_STEP, CHANNELS)
 
 
 def written_values(rows: LayerRows, v: torch.Tensor, v_scale: float) -> tuple[torch.Tensor, dict[str, object]]:
     """Value rows as the write kernel takes them, and its compile-time arguments for them.
 
-    float8 rows are uint8 and int4 rows 16-bit words; the latter have a ``V_LAYOUT``. ``V_LIMIT`` is the magnitude at
-    which channels saturate before they are converted, 0 for none.
+    float8 rows and rows of integers are bytes; the latter have a ``V_LAYOUT``. ``V_LIMIT`` is the magnitude at which
+    channels saturate before they are converted, 0 for none.
     """
-    value_format = rows.value_format
-    arguments = {"V_HEAD_DIM": value_format.head_dim, "V_LAYOUT": None, "V_SCALED": v_scale != 1.0, "V_LIMIT": 0.0}
-    if value_format.is_int4:
-        return rows.values.view(torch.int16), arguments | {"V_LAYOUT": Int4Layout.of(value_format)}
-    is_float8 = value_format.dtype == torch.float8_e4m3fn
-    if is_float8 or (value_format.dtype == torch.float16 and (v_scale != 1.0 or v.dtype != torch.float16)):
-        arguments["V_LIMIT"] = torch.finfo(value_format.dtype).max
-    return rows.values if is_float8 else rows.values.view(value_format.dtype), arguments
+    made = rows.value_format
+    arguments = {
+        "V_HEAD_DIM": made.head_dim,
+        "V_LAYOUT": IntegersLayout.of(made),
+        "V_SCALED": v_scale != 1.0,
+        "V_LIMIT": 0.0,
+        "V_FORWARD": 0.0,
+        "V_UNIT_STEP": 0.0,
+    }
+    if isinstance(made, Integers):
+        of_integers = {"V_FORWARD": hadamard_scales(made.block)[0], "V_UNIT_STEP": UNIT_STEPS[made.bits]}
+        return rows.values, arguments | of_integers
+    is_float8 = made.dtype == torch.float8_e4m3fn
+    if is_float8 or (made.dtype == torch.float16 and (v_scale != 1.0 or v.dtype != torch.float16)):
+        arguments["V_LIMIT"] = torch.finfo(made.dtype).max
+    return rows.values if is_float8 else rows.values.view(made.dtype), arguments
