@@ -72,7 +72,8 @@ def test_a_row_by_hand():
     packed = _pack(10.0 + x.roll(-1), rows)[0, 0]
     tau = packed[made.scale_offset : made.scale_offset + 2].view(torch.float16).item()
     assert tau == torch.tensor(21.5 / 16).sqrt().half().item()
-    # Units are 0.2514 and 0.7468 times tau: -3 is below the first of 16 levels, 5 above the last, 0.5 in level 1 and in level 0.
+    # Units are 0.2514 and 0.7468 times tau: -3 is below the first of 16 levels, 5 above the last, 0.5 in level 1 and,
+    # of 2 bits, in level 0.
     codes = [-8 + 8, 7 + 8, *[1 + 8] * 6]
     assert packed[:4].tolist() == [codes[j] | codes[j + 1] << 4 for j in range(0, 8, 2)]
     assert packed[4:6].tolist() == [2 | 2 << 2 | 2 << 4 | 2 << 6] * 2

@@ -1,8 +1,9 @@
 """Rows shared out among lanes: what the write kernel's parts have in common.
 
 A warp works on several rows side by side. Tensors are ``[rows, lanes]`` with one element per thread, and a thread has
-CHANNELS neighbouring positions (of values: channels) of its row as a tuple of such tensors. So most of what concerns a whole row happens in
-registers of one thread, and what threads of a row have to tell each other they tell for all rows of the warp at once.
+CHANNELS neighbouring positions of its row (of a value: channels) as a tuple of such tensors. So most of what concerns a
+whole row happens in registers of one thread, and what threads of a row have to tell each other they tell for all rows
+of the warp at once.
 
 Loops over channels call no other functions: Triton's interpreter takes half a millisecond for a call.
 """

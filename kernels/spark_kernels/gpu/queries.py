@@ -50,9 +50,8 @@ def _prepare_queries(
     order = tl.load(order_ptr + head * D + positions)
     centre = tl.load(centre_ptr + head * D + positions)
     unit = tl.load(unit_ptr + head * D + positions)
-    middle = tl.where(
-        positions < LAYOUT.count_4, -7.5, tl.where(positions < LAYOUT.count_4 + LAYOUT.count_2, -1.5, -0.5)
-    )
+    narrow = tl.where(positions < LAYOUT.count_4 + LAYOUT.count_2, -1.5, -0.5)
+    middle = tl.where(positions < LAYOUT.count_4, -7.5, narrow)
     q_row = q_ptr + request * q_stride_token + (head * GROUP + columns[None, :]) * q_stride_head
     q = tl.load(q_row + order[:, None], mask=columns[None, :] < GROUP, other=0.0).to(tl.float32)
     # NaN if any channel is not finite, which float16 below might hide.

@@ -64,6 +64,5 @@ def load_integers(row, live, LAYOUT: tl.constexpr):
     high = tl.load(row[:, None] + LAYOUT.high_byte + byte // 2, mask=live[:, None], other=0).to(tl.int16)
     odd = (byte & 1).to(tl.int16)
     even = interleave(_with_high_bit(low, high, 0, odd), _with_high_bit(low, high, 2, odd))
-    return (
-        interleave(even, interleave(_with_high_bit(low, high, 1, odd), _with_high_bit(low, high, 3, odd))) - 3.5
-    ) * scale
+    odds = interleave(_with_high_bit(low, high, 1, odd), _with_high_bit(low, high, 3, odd))
+    return (interleave(even, odds) - 3.5) * scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import Layer
+from kernel_cases import PRUNED, Layer
 from stub_driver import MAX_SHARED_BYTES, StubDriver
 from triton.runtime import driver
 
@@ -44,9 +44,9 @@ def _extend(dtype: torch.dtype, **shape) -> None:
 
 
 @pytest.mark.parametrize("device", ARCHS, indirect=True, ids="sm_{}".format)
-@pytest.mark.parametrize("values", ["bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("values", ["bfloat16", "float8_e4m3fn", "int4", "int3"])
 def test_decode_on_every_gpu(device, values):
-    _decode("2-bit", values)
+    _decode("3 bits", values)
     assert _kernels(device) == ["_plan_splits", "_prepare_queries", "_decode_split", "_merge_splits"]
 
 
@@ -62,32 +62,32 @@ def test_decode_on_every_gpu(device, values):
     ids=str,
 )
 def test_decode_shapes(device, shape):
-    _decode("2-bit", "bfloat16", **shape)
+    _decode("3 bits", "bfloat16", **shape)
     assert len(_kernels(device)) == 4
 
 
-@pytest.mark.parametrize("keys", ["1-bit", "0-bit", "raw bfloat16"])
+@pytest.mark.parametrize("keys", ["all widths", "0 bits", "bfloat16"])
 def test_decode_formats(device, keys):
     _decode(keys, "bfloat16")
     assert "_decode_split" in _kernels(device)
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit", "raw bfloat16"])
-@pytest.mark.parametrize("values", ["bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("keys", ["3 bits", "all widths", "0 bits", "bfloat16"])
+@pytest.mark.parametrize("values", ["bfloat16", "float8_e4m3fn", "int4", "int3"])
 def test_write(device, keys, values):
     layer = Layer.random(keys, values, lengths=(10, 7), dtype=torch.bfloat16)
     tokens = (layer.q, layer.k, layer.v, layer.slots, layer.rows)
     gpu.write_rows(*tokens, qo_indptr=None, window=32, v_scale=1.0)
     assert _kernels(device) == ["_write_rows"]
     gpu.write_rows(*tokens, qo_indptr=layer.indptr.int(), window=32, v_scale=0.5)
-    assert _kernels(device)[-1] == "_write_rows" and ("_window_norms" in _kernels(device)) == (keys[0] in "012")
+    assert _kernels(device)[-1] == "_write_rows" and ("_window_squares" in _kernels(device)) == (keys in PRUNED)
 
 
 @pytest.mark.parametrize("device", ARCHS, indirect=True, ids="sm_{}".format)
 def test_extend_on_every_gpu(device):
     _extend(torch.bfloat16)
-    segment = ["_restore_keys", "_restore_numbers", "_ragged_attention", "_merge_state"]
-    assert _kernels(device) == ["_ragged_attention", *segment, *segment]
+    segment = ["_restore_keys", "_restore_values", "_ragged_attention"]
+    assert _kernels(device) == ["_ragged_attention", *segment, *segment, "_merge_state", "_merge_state"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_extend_shapes(device, dtype, shape):
     assert "_ragged_attention" in _kernels(device)
 
 
-@pytest.mark.parametrize("keys", ["1-bit", "raw bfloat16", "raw float32"])
+@pytest.mark.parametrize("keys", ["all widths", "bfloat16", "float32"])
 def test_restore(device, keys):
     layer = Layer.random(keys, "float8_e4m3fn", lengths=(9,))
     gpu.restore_keys(layer.rows, layer.slots, torch.bfloat16)

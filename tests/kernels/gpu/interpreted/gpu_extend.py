@@ -38,7 +38,7 @@ def _check(prefix: Layer, chunks=CHUNKS, causal=True, segment_tokens=64, ratio=1
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("keys", ["2-bit", "raw float32"])
+@pytest.mark.parametrize("keys", ["3 bits", "float32"])
 def test_equals_reference(keys, head_dim):
     _check(Layer.random(keys, head_dim=head_dim, num_kv_heads=1, lengths=PREFIXES))
 
@@ -48,7 +48,7 @@ def test_groups(group):
     _check(Layer.random(group=group, head_dim=64, num_kv_heads=1, lengths=(9, 0, 30)), chunks=(12, 3, 1))
 
 
-@pytest.mark.parametrize("values", ["float16", "float8_e4m3fn"])
+@pytest.mark.parametrize("values", ["float16", "float8_e4m3fn", "int4", "int3"])
 def test_float16(values):
     prefix = Layer.random(values=values, num_kv_heads=1, lengths=PREFIXES, dtype=torch.float16, v_scale=0.25)
     _check(prefix, v_scale=0.25, ratio=2e-3)
@@ -68,7 +68,7 @@ def test_segments_of_any_size(segment_tokens):
 
 
 def test_restored_numbers_beyond_float16_stay_finite():
-    prefix = Layer.random("2-bit", "float32", num_kv_heads=1, lengths=(8,), dtype=torch.float32)
+    prefix = Layer.random("3 bits", "float32", num_kv_heads=1, lengths=(8,), dtype=torch.float32)
     prefix.k[:, :, 3] = 65504.0
     prefix.v[:, :, 3] = 70000.0
     reference.write_rows(prefix.q, prefix.k, prefix.v, prefix.slots, prefix.rows)

@@ -9,7 +9,6 @@ import torch
 from kernel_cases import Layer, assert_close, assert_lse_close
 
 from spark_kernels import (
-    LayerRows,
     SparkBatchDecodeWrapper,
     SparkBatchWriteWrapper,
     gpu,
@@ -27,7 +26,7 @@ LENGTHS = (70, 0, 5, 140)
 
 @pytest.fixture
 def layer() -> Layer:
-    return Layer.random("2-bit", "float16", head_dim=64, num_kv_heads=2, group=2, lengths=LENGTHS)
+    return Layer.random("3 bits", "float16", head_dim=64, num_kv_heads=2, group=2, lengths=LENGTHS)
 
 
 def test_the_interpreter_takes_the_gpu_kernels():
@@ -35,12 +34,12 @@ def test_the_interpreter_takes_the_gpu_kernels():
 
 
 def test_write_and_restore(layer):
-    rows = LayerRows.allocate(layer.rows.num_slots, 2, layer.rows.key_format, layer.rows.value_format)
+    rows = layer.empty_rows()
     wrapper = SparkBatchWriteWrapper("cpu")
     some = layer.slots[:20]
     wrapper.plan(some, torch.tensor([0, 12, 20]))
     wrapper.run(layer.q[:20], layer.k[:20], layer.v[:20], rows)
-    expected = LayerRows.allocate(layer.rows.num_slots, 2, layer.rows.key_format, layer.rows.value_format)
+    expected = layer.empty_rows()
     reference.write_rows(layer.q[:20], layer.k[:20], layer.v[:20], some, expected, qo_indptr=torch.tensor([0, 12, 20]))
     assert torch.equal(rows.keys, expected.keys) and torch.equal(rows.values, expected.values)
     assert torch.equal(restore_keys(rows, some), reference.restore_keys(rows, some))
@@ -53,7 +52,7 @@ def test_slots_may_change_after_the_plan(layer):
     wrapper = SparkBatchWriteWrapper("cpu")
     wrapper.plan(slots)
     slots.copy_(layer.slots[3:6])
-    rows = LayerRows.allocate(layer.rows.num_slots, 2, layer.rows.key_format, layer.rows.value_format)
+    rows = layer.empty_rows()
     wrapper.run(layer.q[:3], layer.k[:3], layer.v[:3], rows)
     assert rows.keys[layer.slots[3:6]].any() and not rows.keys[layer.slots[:3]].any()
 

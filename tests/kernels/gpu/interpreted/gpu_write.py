@@ -4,12 +4,13 @@ The interpreter truncates where it converts float32 to bfloat16, so what is stor
 """
 
 import math
+from itertools import product
 
 import pytest
 import torch
-from kernel_cases import Layer, make_awkward
+from kernel_cases import KEYS, PRUNED, Layer, make_awkward
 
-from spark_kernels import LayerRows, gpu, reference
+from spark_kernels import gpu, reference
 
 # The interpreter is numpy, which warns of overflow.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -19,9 +20,7 @@ LENGTHS = (0, 1, 5, 0, 4)
 def _check(layer: Layer, qo_indptr=None, window: int = 32, v_scale: float = 1.0) -> None:
     written = []
     for write in (gpu.write_rows, reference.write_rows):
-        rows = LayerRows(
-            layer.rows.keys.clone(), layer.rows.values.clone(), layer.rows.key_format, layer.rows.value_format
-        )
+        rows = layer.empty_rows()
         arguments = {"qo_indptr": qo_indptr, "window": window, "v_scale": v_scale}
         write(layer.q, layer.k, layer.v, layer.slots, rows, **arguments)
         written.append(rows)
@@ -31,7 +30,7 @@ def _check(layer: Layer, qo_indptr=None, window: int = 32, v_scale: float = 1.0)
 
 @pytest.mark.parametrize("mode", ["extend", "decode"])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("keys", ["2-bit", "0-bit", "raw float16", "raw float32"])
+@pytest.mark.parametrize("keys", [*PRUNED, "float16", "float32"])
 def test_equals_reference(keys, head_dim, mode):
     layer = Layer.random(keys, "float16", head_dim=head_dim, lengths=LENGTHS)
     _check(layer, qo_indptr=layer.indptr if mode == "extend" else None)
@@ -39,46 +38,41 @@ def test_equals_reference(keys, head_dim, mode):
 
 @pytest.mark.parametrize("group", [1, 7, 8])
 def test_groups_equal_reference(group):
-    layer = Layer.random("2-bit", "float16", group=group, lengths=LENGTHS)
+    layer = Layer.random("3 bits", "float16", group=group, lengths=LENGTHS)
     _check(layer, qo_indptr=layer.indptr)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_mean_magnitudes_equal_reference(head_dim):
-    layer = Layer.random("1-bit", "float16", head_dim=head_dim, group=2, lengths=(9,))
-    _check(layer)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("values", ["bfloat16", "float16", "float32", "float8_e4m3fn", "int4"])
+@pytest.mark.parametrize("values", ["bfloat16", "float16", "float32", "float8_e4m3fn", "int4", "int3"])
 @pytest.mark.parametrize("v_scale", [1.0, 0.37])
 def test_values_equal_reference(values, dtype, v_scale):
     if values == "bfloat16" and (v_scale != 1.0 or dtype != torch.bfloat16):
         pytest.skip("the interpreter truncates")
-    layer = Layer.random("2-bit", values, v_head_dim=64, lengths=(12,), dtype=dtype)
+    layer = Layer.random("3 bits", values, v_head_dim=64, lengths=(12,), dtype=dtype)
     layer.v[::3] *= 1000
     layer.v[1::3] *= 0.002
     _check(layer, v_scale=v_scale)
 
 
+@pytest.mark.parametrize("values", ["int4", "int3"])
 @pytest.mark.parametrize("v_head_dim", [64, 128, 256])
-@pytest.mark.parametrize("size", [1e-7, 1.0, 1e4, 1e30])
-def test_int4_values_equal_reference(v_head_dim, size):
-    layer = Layer.random("raw float16", "int4", num_kv_heads=1, group=1, v_head_dim=v_head_dim, lengths=(16,))
+@pytest.mark.parametrize("size", [1e-7, 1.0, 1e30])
+def test_integer_values_equal_reference(values, v_head_dim, size):
+    layer = Layer.random("float16", values, num_kv_heads=1, group=1, v_head_dim=v_head_dim, lengths=(16,))
     make_awkward(layer.v)
     layer.v *= size
     _check(layer)
 
 
 def test_every_float8_and_the_numbers_between_equal_reference():
-    layer = Layer.random("raw float16", "float8_e4m3fn", lengths=(64,))
+    layer = Layer.random("float16", "float8_e4m3fn", lengths=(64,))
     numbers = torch.arange(0x7E, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     between = torch.cat([numbers, (numbers[1:] + numbers[:-1]) / 2, -numbers])
     layer.v.view(-1)[: len(between)] = between
     _check(layer)
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit"])
+@pytest.mark.parametrize("keys", ["3 bits", "0 bits", "all widths"])
 @pytest.mark.parametrize("size", [1e-30, 1e-7, 1e4, 1e30])
 def test_keys_of_any_size_equal_reference(keys, size):
     layer = Layer.random(keys, "float16", group=2, lengths=(8,))
@@ -87,7 +81,7 @@ def test_keys_of_any_size_equal_reference(keys, size):
     _check(layer)
 
 
-@pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit"])
+@pytest.mark.parametrize("keys", ["3 bits", "0 bits", "all widths"])
 def test_ties_zeros_and_bad_numbers_equal_reference(keys):
     layer = Layer.random(keys, "float16", lengths=(18,))
     layer.k = layer.k.round()
@@ -104,12 +98,12 @@ def test_ties_zeros_and_bad_numbers_equal_reference(keys):
 
 @pytest.mark.parametrize("window", [1, 8, 100])
 def test_windows_equal_reference(window):
-    layer = Layer.random("2-bit", "float16", lengths=(12, 3, 0, 9))
+    layer = Layer.random("3 bits", "float16", lengths=(12, 3, 0, 9))
     _check(layer, qo_indptr=layer.indptr.int(), window=window)
 
 
 def test_strided_inputs_and_int32_slots():
-    layer = Layer.random("2-bit", "bfloat16", lengths=(10,), dtype=torch.bfloat16)
+    layer = Layer.random("3 bits", "bfloat16", lengths=(10,), dtype=torch.bfloat16)
     fused = torch.cat([x.flatten(1) for x in (layer.q, layer.k, layer.v)], dim=1)
     layer.q, layer.k, layer.v = (x.view(10, -1, 128) for x in fused.split([1024, 256, 256], dim=1))
     layer.slots = layer.slots.int()
@@ -122,7 +116,7 @@ def test_no_tokens():
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("keys", ["2-bit", "1-bit", "0-bit", "raw float16", "raw bfloat16", "raw float32"])
+@pytest.mark.parametrize("keys", KEYS)
 def test_keys_restore_as_in_reference(keys, head_dim):
     layer = Layer.random(keys, head_dim=head_dim, lengths=(45,))
     slots = layer.slots[torch.randperm(45)]
@@ -134,7 +128,10 @@ def test_keys_restore_as_in_reference(keys, head_dim):
 
 @pytest.mark.parametrize(
     ("values", "v_head_dim"),
-    [*((x, 64) for x in ("bfloat16", "float16", "float32", "float8_e4m3fn")), *(("int4", x) for x in (64, 128, 256))],
+    [
+        *((x, 64) for x in ("bfloat16", "float16", "float32", "float8_e4m3fn")),
+        *product(("int4", "int3"), (64, 128, 256)),
+    ],
 )
 def test_values_restore_as_in_reference(values, v_head_dim):
     layer = Layer.random(values=values, v_head_dim=v_head_dim, lengths=(45,), v_scale=0.3)
