@@ -95,8 +95,7 @@ def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     output = os.environ.get(OUTPUT_VARIABLE)
     if output and torch.distributed.get_rank() == 0:
         calibration.save(output, model, made_from=Path(model_runner.model_config.model_path).name)
-    info = model_runner.layer_info
-    return calibration.share(range(info.start_layer, info.end_layer), held_heads(model))
+    return calibration.share(held_layers(model_runner), held_heads(model_runner.model_config))
 
 
 def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
@@ -244,28 +243,35 @@ def _batch(model_runner: ModelRunner, ids: list[int], offset: int) -> ForwardBat
     return batch
 
 
-def held_heads(model: Model) -> range:
+def held_layers(model_runner: ModelRunner) -> range:
+    """Global ids of the layers of this process."""
+    pool = model_runner.token_to_kv_pool
+    return range(pool.start_layer, pool.start_layer + pool.layer_num)
+
+
+def held_heads(model_config: Any) -> range:
     """KV heads of this process. With more ranks than heads, several hold the same head and queries of their own."""
     ranks, rank = get_parallel().attn_tp_size, get_parallel().attn_tp_rank
-    count = max(1, model.num_kv_heads // ranks)
-    first = rank * model.num_kv_heads // ranks
-    return range(first, first + count)
+    first = rank * model_config.get_total_num_kv_heads() // ranks
+    return range(first, first + model_config.get_num_kv_heads(ranks))
 
 
 def _combined(sums: dict[int, torch.Tensor], num_tokens: int, model_runner: ModelRunner) -> Calibration:
     """The calibration of the whole model from the sums of all its processes."""
     model = Model.of(model_runner.model_config)
-    heads = held_heads(model)
+    heads = held_heads(model_runner.model_config)
     _check_all_counted(sums, model_runner)
-    total = torch.zeros(3, *model.shape, dtype=torch.float64)
-    tokens = torch.zeros(*model.shape[:2], 1, dtype=torch.float64)
+    # With the heads that SGLang adds to divide them evenly.
+    num_heads = model_runner.model_config.get_total_num_kv_heads()
+    total = torch.zeros(3, model.num_layers, num_heads, model.head_dim, dtype=torch.float64)
+    tokens = torch.zeros(model.num_layers, num_heads, 1, dtype=torch.float64)
     for layer, layer_sums in sums.items():
         total[:, layer, heads.start : heads.stop] = layer_sums.cpu()
         tokens[layer, heads.start : heads.stop] = num_tokens
     for part in (total, tokens):
         # Zeros leave a sum as it is, and a reduction gives every rank the same bytes.
         torch.distributed.all_reduce(part, group=get_parallel().world_group.cpu_group)
-    centre, square, query_square = total / tokens.clamp(min=1)
+    centre, square, query_square = (total / tokens.clamp(min=1))[:, :, : model.num_kv_heads]
     deviation, query_rms = (square - centre.square()).clamp(min=0).sqrt(), query_square.sqrt()
     for name, statistic in zip(STATISTICS, (centre, deviation, query_rms), strict=True):
         if not statistic.isfinite().all():
@@ -279,8 +285,7 @@ def _combined(sums: dict[int, torch.Tensor], num_tokens: int, model_runner: Mode
 
 def _check_all_counted(sums: dict[int, torch.Tensor], model_runner: ModelRunner) -> None:
     layers = {module.layer_id for module in model_runner.model.modules() if isinstance(module, RadixAttention)}
-    info = model_runner.layer_info
-    missing = sorted(layers.intersection(range(info.start_layer, info.end_layer)) - sums.keys())
+    missing = sorted(layers.intersection(held_layers(model_runner)) - sums.keys())
     if missing:
         raise RuntimeError(
             f"--spark-calibration=auto: layers {missing} did not call their attention while the calibration text was "

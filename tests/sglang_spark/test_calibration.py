@@ -60,6 +60,38 @@ def test_share_of_a_process():
     assert part.fingerprint == whole.fingerprint
 
 
+def test_share_with_heads_that_sglang_adds():
+    part = _calibration().share(range(4), range(1, 3))
+    assert part.centre.shape == (4, 2, 128)
+    assert not part.centre[:, 1].any()
+
+
+def test_layer_of_a_share_is_what_rows_are_made_with():
+    whole = _calibration()
+    layer = whole.share(range(1, 3), range(1, 2)).layer(1, "cpu")
+    assert torch.equal(layer.centre, whole.centre[2, 1:])
+    assert torch.equal(layer.step, whole.deviation[2, 1:])
+    importance = (whole.query_rms * whole.deviation)[2, 1].gather(-1, layer.order[0].long())
+    assert (importance.diff() <= 0).all()
+
+
+def test_heads_that_sglang_added_are_not_the_models():
+    config = SimpleNamespace(architectures=["LlamaForCausalLM"])
+    model_config = SimpleNamespace(
+        hf_config=config,
+        hidden_size=256,
+        num_attention_layers=4,
+        num_attention_heads=4,
+        get_total_num_kv_heads=lambda: 2,
+        head_dim=128,
+        vocab_size=1024,
+    )
+    before = Model.of(model_config)
+    config.original_num_attention_heads, config.original_total_num_kv_heads = 4, 2
+    model_config.num_attention_heads, model_config.get_total_num_kv_heads = 6, lambda: 3
+    assert Model.of(model_config) == before
+
+
 def _missing(path):
     path.unlink()
 
@@ -170,11 +202,13 @@ def test_positions_spread_over_the_context(context_len, expected):
     ],
 )
 def test_heads_of_tensor_parallel_ranks(monkeypatch, heads, ranks, expected):
-    model = MODEL._replace(num_kv_heads=heads)
+    config = SimpleNamespace(
+        get_total_num_kv_heads=lambda: heads, get_num_kv_heads=lambda ranks: max(1, heads // ranks)
+    )
     for rank, held in enumerate(expected):
         parallel = SimpleNamespace(attn_tp_size=ranks, attn_tp_rank=rank)
         monkeypatch.setattr(calibration_forward, "get_parallel", lambda parallel=parallel: parallel)
-        assert held_heads(model) == held
+        assert held_heads(config) == held
 
 
 def test_backend_attends_and_counts_without_padding():
