@@ -193,13 +193,14 @@ class _Unfit(Exception):
     """Why a file cannot be the calibration of a model."""
 
 
-def check_source(source: str, model_config: Any) -> None:
-    """Refuse a ``--spark-calibration`` that does not fit the model, before its weights are loaded.
+def checked_source(source: str, model_config: Any) -> str:
+    """Where ``--spark-calibration`` takes the statistics from, once a file is known to fit the model.
 
     Raises
     ------
     ValueError
-        As `Calibration.load`.
+        As `Calibration.load`, before weights are loaded.
     """
-    if source != AUTO:
-        Calibration.load(source, Model.of(model_config))
+    if source == AUTO:
+        return "measured at start-up"
+    return f"{source} (fingerprint {Calibration.load(source, Model.of(model_config)).fingerprint})"

@@ -15,6 +15,7 @@ from sglang_spark import calibration_forward
 from sglang_spark.calibration import METADATA, STATISTICS, Calibration, Model
 from sglang_spark.calibration_forward import STRETCH_TOKENS, StatisticsBackend, held_heads, offsets, token_ids
 from sglang_spark.calibration_text import STRETCHES
+from sglang_spark.doctor import examine_model
 
 MODEL = Model("LlamaForCausalLM", 256, 4, 4, 2, 128, 1024)
 
@@ -163,6 +164,14 @@ def test_file_is_checked_before_weights_are_loaded(resolve, saved):
         resolve("--kv-compress", "spark", "--spark-calibration", str(saved), model="llama-head-dim-80")
 
 
+def test_doctor_says_where_the_calibration_comes_from(model_folder, saved):
+    llama = str(model_folder("llama"))
+    assert examine_model(llama, [], None).calibration == "measured at start-up"
+    assert examine_model(llama, ["--spark-calibration", str(saved)], None).calibration == (
+        f"{saved} (fingerprint {_calibration().fingerprint})"
+    )
+
+
 def test_file_without_compression_is_refused(resolve, saved):
     with pytest.raises(ValueError, match="--spark-calibration: has no effect without --kv-compress spark"):
         resolve("--spark-calibration", str(saved))
@@ -211,18 +220,19 @@ def test_heads_of_tensor_parallel_ranks(monkeypatch, heads, ranks, expected):
         assert held_heads(config) == held
 
 
-def test_backend_attends_and_counts_without_padding():
+def test_backend_attends_within_sequences_and_counts_without_padding():
     layer = RadixAttention(4, 64, 0.1, 2, layer_id=3)
     backend = StatisticsBackend(SimpleNamespace(token_to_kv_pool=None, req_to_token_pool=None))
-    chunks = [torch.randn(3, 20, 64 * heads) for heads in (4, 2, 2)]
-    for q, k, v in zip(*chunks, strict=True):
-        backend.init_forward_metadata(SimpleNamespace(extend_seq_lens_cpu=[17]))
-        padded = (torch.nn.functional.pad(x[:17], (0, 0, 0, 3), value=torch.nan) for x in (q, k, v))
+    backend.init_forward_metadata(SimpleNamespace(extend_seq_lens_cpu=[17, 5]))
+    tokens = [torch.randn(22, 64 * heads) for heads in (4, 2, 2)]
+    for _ in range(2):
+        padded = (torch.nn.functional.pad(x, (0, 0, 0, 3), value=torch.nan) for x in tokens)
         out = backend.forward_extend(*padded, layer, None)
-        q, k, v = (x[:17].view(1, 17, -1, 64).transpose(1, 2) for x in (q, k, v))
+    for own in (slice(0, 17), slice(17, 22)):
+        q, k, v = (x[own].view(1, -1, x.shape[1] // 64, 64).transpose(1, 2) for x in tokens)
         expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.1, enable_gqa=True)
-        torch.testing.assert_close(out[:17], expected[0].transpose(0, 1).flatten(1), atol=1e-5, rtol=1e-5)
-        assert not out[17:].any()
-    q, k, _ = (x[:, :17].reshape(51, -1, 64).double() for x in chunks)
-    expected = torch.stack([k.sum(0), k.square().sum(0), q.square().unflatten(1, (2, 2)).mean(2).sum(0)])
-    torch.testing.assert_close(backend.sums[3], expected)
+        torch.testing.assert_close(out[own], expected[0].transpose(0, 1).flatten(1), atol=1e-5, rtol=1e-5)
+    assert not out[22:].any()
+    q, k, _ = (x.view(22, -1, 64).double() for x in tokens)
+    once = torch.stack([k.sum(0), k.square().sum(0), q.square().unflatten(1, (2, 2)).mean(2).sum(0)])
+    torch.testing.assert_close(backend.sums[3], 2 * once)
