@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.nn.functional import pad
 
 from spark_kernels import KeyCalibration
 
@@ -44,13 +45,18 @@ class Model(NamedTuple):
 
     @classmethod
     def of(cls, model_config: Any) -> Model:
-        """From SGLang's ``ModelConfig``; all heads and layers, whatever share of them a process holds."""
+        """From SGLang's ``ModelConfig``; all heads and layers, whatever share of them a process holds.
+
+        A looped model has its layers once per loop. On CPUs SGLang adds heads that do not divide evenly, and notes how
+        many there were.
+        """
+        config = model_config.hf_config
         return cls(
-            architecture=model_config.hf_config.architectures[0],
+            architecture=config.architectures[0],
             hidden_size=model_config.hidden_size,
-            num_layers=model_config.num_hidden_layers,
-            num_attention_heads=model_config.num_attention_heads,
-            num_kv_heads=model_config.get_total_num_kv_heads(),
+            num_layers=model_config.num_attention_layers,
+            num_attention_heads=getattr(config, "original_num_attention_heads", model_config.num_attention_heads),
+            num_kv_heads=getattr(config, "original_total_num_kv_heads", model_config.get_total_num_kv_heads()),
             head_dim=model_config.head_dim,
             vocab_size=model_config.vocab_size,
         )
@@ -95,9 +101,13 @@ class Calibration:
         return cls(*statistics, fingerprint=digest.hexdigest()[:16], source=source)
 
     def share(self, layers: range, heads: range) -> Calibration:
-        """The part of a process that holds these layers and KV heads; its fingerprint is that of the whole."""
+        """The part of a process that holds these layers and KV heads; its fingerprint is that of the whole.
+
+        Heads beyond the model's, which SGLang adds to divide them evenly, have statistics of zero.
+        """
         parts = {name: getattr(self, name)[layers.start : layers.stop, heads.start : heads.stop] for name in STATISTICS}
-        return replace(self, **parts)
+        added = len(heads) - parts["centre"].shape[1]
+        return replace(self, **{name: pad(part, (0, 0, 0, added)) for name, part in parts.items()})
 
     def layer(self, index: int, device: torch.device | str) -> KeyCalibration:
         """What kernels take of the layer at ``index`` of these."""
@@ -183,13 +193,14 @@ class _Unfit(Exception):
     """Why a file cannot be the calibration of a model."""
 
 
-def check_source(source: str, model_config: Any) -> None:
-    """Refuse a ``--spark-calibration`` that does not fit the model, before its weights are loaded.
+def checked_source(source: str, model_config: Any) -> str:
+    """Where ``--spark-calibration`` takes the statistics from, once a file is known to fit the model.
 
     Raises
     ------
     ValueError
-        As `Calibration.load`.
+        As `Calibration.load`, before weights are loaded.
     """
-    if source != AUTO:
-        Calibration.load(source, Model.of(model_config))
+    if source == AUTO:
+        return "measured at start-up"
+    return f"{source} (fingerprint {Calibration.load(source, Model.of(model_config)).fingerprint})"

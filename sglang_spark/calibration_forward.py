@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ OUTPUT_VARIABLE = "SGLANG_SPARK_CALIBRATION_OUTPUT"
 
 
 class StatisticsBackend(AttentionBackend):
-    """Causal attention of one sequence to itself, which needs no pool, and sums of the keys and queries it sees.
+    """Causal attention of sequences to themselves, which needs no pool, and sums of the keys and queries they have.
 
     Parameters
     ----------
@@ -53,13 +54,13 @@ class StatisticsBackend(AttentionBackend):
         super().__init__()
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.req_to_token_pool = model_runner.req_to_token_pool
-        self.num_tokens = 0
+        self.lengths: list[int] = []
         # Of k, k^2 and q^2 by global layer id, float64 [3, num_kv_heads, head_dim].
         self.sums: dict[int, torch.Tensor] = {}
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Tokens of the sequence without padding."""
-        self.num_tokens = forward_batch.extend_seq_lens_cpu[0]
+        """Lengths of the sequences; what is beyond their sum is padding."""
+        self.lengths = forward_batch.extend_seq_lens_cpu
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """Length of a request that pads a batch."""
@@ -70,15 +71,21 @@ class StatisticsBackend(AttentionBackend):
         return 1
 
     def forward_extend(self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, **kwargs):
-        """Attention of the sequence; q ``[num_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
-        padding = len(q) - self.num_tokens
-        q = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)[: self.num_tokens]
-        k = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)[: self.num_tokens]
-        v = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)[: self.num_tokens]
+        """Attention of the sequences; q ``[num_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
+        padded, num_tokens = len(q), sum(self.lengths)
+        q, k, v = (
+            x[:num_tokens].view(num_tokens, -1, head_dim)
+            for x, head_dim in ((q, layer.qk_head_dim), (k, layer.qk_head_dim), (v, layer.v_head_dim))
+        )
         self._count(q, k, layer.layer_id)
-        mask = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).tril()
-        out, _ = dense_attention(q, k, v, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, mask=mask)
-        return torch.nn.functional.pad(out.to(v.dtype).flatten(1), (0, 0, 0, padding))
+        out = v.new_zeros(padded, layer.tp_q_head_num, layer.v_head_dim)
+        start = 0
+        for length in self.lengths:
+            own = slice(start, start := start + length)
+            mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+            scores = {"sm_scale": layer.scaling, "logits_soft_cap": layer.logit_cap}
+            out[own] = dense_attention(q[own], k[own], v[own], mask=mask, **scores)[0]
+        return out.flatten(1)
 
     def _count(self, q: torch.Tensor, k: torch.Tensor, layer_id: int) -> None:
         keys = k.double()
@@ -95,8 +102,7 @@ def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     output = os.environ.get(OUTPUT_VARIABLE)
     if output and torch.distributed.get_rank() == 0:
         calibration.save(output, model, made_from=Path(model_runner.model_config.model_path).name)
-    info = model_runner.layer_info
-    return calibration.share(range(info.start_layer, info.end_layer), held_heads(model))
+    return calibration.share(held_layers(model_runner), held_heads(model_runner.model_config))
 
 
 def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
@@ -133,8 +139,7 @@ def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     sequences = token_ids(tokenizer, model_config.vocab_size)
     backend = StatisticsBackend(model_runner)
     with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _ready(model_runner, backend):
-        for ids, offset in zip(sequences, offsets(sequences, model_config.context_len), strict=True):
-            _read(model_runner, ids, offset)
+        _read(model_runner, _batch(model_runner, sequences))
     num_tokens = sum(map(len, sequences))
     calibration = _combined(backend.sums, num_tokens, model_runner)
     logger.info(
@@ -186,86 +191,95 @@ def _ready(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[No
             delattr(model_runner, name)
 
 
-def _read(model_runner: ModelRunner, ids: list[int], offset: int) -> None:
-    """One sequence through the layers of this process; its hidden states come from and go to the stages beside it."""
+def _read(model_runner: ModelRunner, batch: ForwardBatch) -> None:
+    """A batch through the layers of this process; its hidden states come from and go to the stages beside it."""
     stages, neighbours = model_runner.pp_group, {"all_gather_group": model_runner.attention_tp_group}
     received = None if stages.is_first_rank else PPProxyTensors(stages.recv_tensor_dict(**neighbours))
-    output = model_runner._forward_raw(_batch(model_runner, ids, offset), received).logits_output
+    output = model_runner._forward_raw(batch, received).logits_output
     if not stages.is_last_rank:
         stages.send_tensor_dict(output.tensors, **neighbours)
 
 
-def _batch(model_runner: ModelRunner, ids: list[int], offset: int) -> ForwardBatch:
-    """A prompt without a prefix, whose positions begin at ``offset``."""
-    num_tokens, device = len(ids), model_runner.device
+def _batch(model_runner: ModelRunner, sequences: list[list[int]]) -> ForwardBatch:
+    """Prompts without prefixes, whose positions begin at their `offsets`."""
+    lengths, device = [len(ids) for ids in sequences], model_runner.device
+    num_tokens, batch_size = sum(lengths), len(sequences)
 
     def tensor(values: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    positions = torch.arange(offset, offset + num_tokens, device=device)
+    begins = offsets(sequences, model_runner.model_config.context_len)
+    positions = tensor([begin + i for begin, length in zip(begins, lengths, strict=True) for i in range(length)])
     batch = ForwardBatch(
         forward_mode=ForwardMode.EXTEND,
         global_forward_mode=ForwardMode.EXTEND,
         is_extend_in_batch=True,
-        batch_size=1,
-        input_ids=tensor(ids),
-        req_pool_indices=tensor([0]),
+        batch_size=batch_size,
+        input_ids=tensor(list(chain.from_iterable(sequences))),
+        req_pool_indices=tensor([0] * batch_size),
         # SGLang's slot for padding; nothing is written.
         out_cache_loc=tensor([0] * num_tokens),
         positions=positions,
         mrope_positions=positions.expand(3, -1),
-        seq_lens=tensor([num_tokens]),
-        seq_lens_cpu=torch.tensor([num_tokens]),
+        seq_lens=tensor(lengths),
+        seq_lens_cpu=torch.tensor(lengths),
         seq_lens_sum=num_tokens,
-        orig_seq_lens=tensor([num_tokens]),
+        orig_seq_lens=tensor(lengths),
         extend_num_tokens=num_tokens,
-        extend_seq_lens=tensor([num_tokens], torch.int32),
-        extend_prefix_lens=tensor([0], torch.int32),
-        extend_start_loc=tensor([0], torch.int32),
-        extend_seq_lens_cpu=[num_tokens],
-        extend_prefix_lens_cpu=[0],
-        extend_logprob_start_lens_cpu=[num_tokens],
+        extend_seq_lens=tensor(lengths, torch.int32),
+        extend_prefix_lens=tensor([0] * batch_size, torch.int32),
+        extend_start_loc=tensor([0, *accumulate(lengths[:-1])], torch.int32),
+        extend_seq_lens_cpu=lengths,
+        extend_prefix_lens_cpu=[0] * batch_size,
+        extend_logprob_start_lens_cpu=lengths,
         global_num_token_non_padded_cpu=num_tokens,
         capture_hidden_mode=CaptureHiddenMode.NULL,
         spec_algorithm=model_runner.spec_algorithm,
-        lora_ids=[None] if model_runner.lora_manager is not None else None,
+        lora_ids=[None] * batch_size if model_runner.lora_manager is not None else None,
     )
     if enable_num_token_non_padded():
         batch.global_num_token_non_padded = torch.tensor(num_tokens, dtype=torch.int32, device=device)
-    # Where MLPs gather the tokens of data-parallel attention, every rank reads the same sequence.
+    # Where MLPs gather the tokens of data-parallel attention, every rank reads the same sequences.
     ranks = get_parallel().dp_size if require_mlp_tp_gather() else 1
     if require_mlp_tp_gather() or require_attn_tp_gather():
         batch.original_global_num_tokens_cpu = batch.global_num_tokens_cpu = [num_tokens] * ranks
-        batch.global_num_tokens_for_logprob_cpu = [1] * ranks
+        batch.global_num_tokens_for_logprob_cpu = [batch_size] * ranks
         batch.global_num_tokens_gpu = tensor([num_tokens] * ranks)
-        batch.global_num_tokens_for_logprob_gpu = tensor([1] * ranks)
+        batch.global_num_tokens_for_logprob_gpu = tensor([batch_size] * ranks)
     if model_runner.lora_manager is not None:
         model_runner.lora_manager.prepare_lora_batch(batch)
     return batch
 
 
-def held_heads(model: Model) -> range:
+def held_layers(model_runner: ModelRunner) -> range:
+    """Global ids of the layers of this process."""
+    pool = model_runner.token_to_kv_pool
+    return range(pool.start_layer, pool.start_layer + pool.layer_num)
+
+
+def held_heads(model_config: Any) -> range:
     """KV heads of this process. With more ranks than heads, several hold the same head and queries of their own."""
     ranks, rank = get_parallel().attn_tp_size, get_parallel().attn_tp_rank
-    count = max(1, model.num_kv_heads // ranks)
-    first = rank * model.num_kv_heads // ranks
-    return range(first, first + count)
+    first = rank * model_config.get_total_num_kv_heads() // ranks
+    return range(first, first + model_config.get_num_kv_heads(ranks))
 
 
 def _combined(sums: dict[int, torch.Tensor], num_tokens: int, model_runner: ModelRunner) -> Calibration:
     """The calibration of the whole model from the sums of all its processes."""
     model = Model.of(model_runner.model_config)
-    heads = held_heads(model)
+    heads = held_heads(model_runner.model_config)
     _check_all_counted(sums, model_runner)
-    total = torch.zeros(3, *model.shape, dtype=torch.float64)
-    tokens = torch.zeros(*model.shape[:2], 1, dtype=torch.float64)
+    # With the heads that SGLang adds to divide them evenly.
+    num_heads = model_runner.model_config.get_total_num_kv_heads()
+    total = torch.zeros(3, model.num_layers, num_heads, model.head_dim, dtype=torch.float64)
+    tokens = torch.zeros(model.num_layers, num_heads, 1, dtype=torch.float64)
     for layer, layer_sums in sums.items():
         total[:, layer, heads.start : heads.stop] = layer_sums.cpu()
         tokens[layer, heads.start : heads.stop] = num_tokens
     for part in (total, tokens):
         # Zeros leave a sum as it is, and a reduction gives every rank the same bytes.
         torch.distributed.all_reduce(part, group=get_parallel().world_group.cpu_group)
-    centre, square, query_square = total / tokens.clamp(min=1)
+    centre, square, query_square = (total / tokens.clamp(min=1))[:, :, : model.num_kv_heads]
     deviation, query_rms = (square - centre.square()).clamp(min=0).sqrt(), query_square.sqrt()
     for name, statistic in zip(STATISTICS, (centre, deviation, query_rms), strict=True):
         if not statistic.isfinite().all():
@@ -279,8 +293,7 @@ def _combined(sums: dict[int, torch.Tensor], num_tokens: int, model_runner: Mode
 
 def _check_all_counted(sums: dict[int, torch.Tensor], model_runner: ModelRunner) -> None:
     layers = {module.layer_id for module in model_runner.model.modules() if isinstance(module, RadixAttention)}
-    info = model_runner.layer_info
-    missing = sorted(layers.intersection(range(info.start_layer, info.end_layer)) - sums.keys())
+    missing = sorted(layers.intersection(held_layers(model_runner)) - sums.keys())
     if missing:
         raise RuntimeError(
             f"--spark-calibration=auto: layers {missing} did not call their attention while the calibration text was "

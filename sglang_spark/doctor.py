@@ -39,11 +39,14 @@ class Fit:
         By cache: tokens in the memory that was asked about, None where none was.
     summary
         SparK's formats, as ``/server_info`` shows them.
+    calibration
+        Where the statistics of keys come from.
     """
 
     bytes_per_token: dict[str, int]
     tokens: dict[str, int] | None
     summary: dict[str, int]
+    calibration: str
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,13 +112,15 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
     from sglang.srt.server_args import prepare_server_args
 
     from sglang_spark import adapters
+    from sglang_spark.calibration import checked_source
     from sglang_spark.layout import planned_layouts
 
     arguments = prepare_server_args(["--model-path", model_path, *flags, "--kv-compress", "spark"])
     adapters.arguments.resolve(arguments)
     adapters.settings.publish(arguments)
     resolved = adapters.arguments.resolved(arguments)
-    layouts = planned_layouts(resolved, adapters.arguments.model_config(arguments))
+    model_config = adapters.arguments.model_config(arguments)
+    layouts = planned_layouts(resolved, model_config)
     layout = max(layouts, key=lambda layout: layout.bytes_per_token)
     bytes_per_token = {
         "dense": layout.dense_bytes_per_token,
@@ -127,7 +132,7 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
         page_size = resolved.page_size
         memory = int(memory_gib * GIB)
         tokens = {cache: memory // size // page_size * page_size for cache, size in bytes_per_token.items()}
-    return Fit(bytes_per_token, tokens, layout.sizes())
+    return Fit(bytes_per_token, tokens, layout.sizes(), checked_source(resolved.spark_calibration, model_config))
 
 
 @contextlib.contextmanager
@@ -167,6 +172,7 @@ def _print_tables(serves, checks, model_path, memory_gib, fit, refusal) -> None:
     console.print(environment)
     if fit is not None:
         console.print(_fit_table(Table, model_path, memory_gib, fit))
+        console.print(f"calibration: {fit.calibration}", markup=False, soft_wrap=True)
     if refusal is not None:
         console.print(refusal, style="red", markup=False)
     if serves:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang_spark import refusals
 from sglang_spark.adapters import arguments
-from sglang_spark.calibration import AUTO, check_source
+from sglang_spark.calibration import AUTO, checked_source
 from sglang_spark.conditions import BACKEND, Launch
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_VALUE_DTYPE, SparkConfig
 from sglang_spark.server_args import KV_COMPRESS_CHOICES
@@ -56,7 +56,7 @@ def _check_possible(server_args: Any) -> None:
     launch = Launch(arguments.requested(server_args), arguments.resolved(server_args), model_config)
     refusals.check(launch)
     SparkConfig.of(server_args, model_config)
-    check_source(server_args.spark_calibration, model_config)
+    checked_source(server_args.spark_calibration, model_config)
 
 
 def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from sglang_spark import calibration_forward
 from sglang_spark.calibration import METADATA, STATISTICS, Calibration, Model
 from sglang_spark.calibration_forward import STRETCH_TOKENS, StatisticsBackend, held_heads, offsets, token_ids
 from sglang_spark.calibration_text import STRETCHES
+from sglang_spark.doctor import examine_model
 
 MODEL = Model("LlamaForCausalLM", 256, 4, 4, 2, 128, 1024)
 
@@ -58,6 +59,38 @@ def test_share_of_a_process():
     part = whole.share(range(1, 3), range(1, 2))
     assert torch.equal(part.deviation, whole.deviation[1:3, 1:2])
     assert part.fingerprint == whole.fingerprint
+
+
+def test_share_with_heads_that_sglang_adds():
+    part = _calibration().share(range(4), range(1, 3))
+    assert part.centre.shape == (4, 2, 128)
+    assert not part.centre[:, 1].any()
+
+
+def test_layer_of_a_share_is_what_rows_are_made_with():
+    whole = _calibration()
+    layer = whole.share(range(1, 3), range(1, 2)).layer(1, "cpu")
+    assert torch.equal(layer.centre, whole.centre[2, 1:])
+    assert torch.equal(layer.step, whole.deviation[2, 1:])
+    importance = (whole.query_rms * whole.deviation)[2, 1].gather(-1, layer.order[0].long())
+    assert (importance.diff() <= 0).all()
+
+
+def test_heads_that_sglang_added_are_not_the_models():
+    config = SimpleNamespace(architectures=["LlamaForCausalLM"])
+    model_config = SimpleNamespace(
+        hf_config=config,
+        hidden_size=256,
+        num_attention_layers=4,
+        num_attention_heads=4,
+        get_total_num_kv_heads=lambda: 2,
+        head_dim=128,
+        vocab_size=1024,
+    )
+    before = Model.of(model_config)
+    config.original_num_attention_heads, config.original_total_num_kv_heads = 4, 2
+    model_config.num_attention_heads, model_config.get_total_num_kv_heads = 6, lambda: 3
+    assert Model.of(model_config) == before
 
 
 def _missing(path):
@@ -131,6 +164,14 @@ def test_file_is_checked_before_weights_are_loaded(resolve, saved):
         resolve("--kv-compress", "spark", "--spark-calibration", str(saved), model="llama-head-dim-80")
 
 
+def test_doctor_says_where_the_calibration_comes_from(model_folder, saved):
+    llama = str(model_folder("llama"))
+    assert examine_model(llama, [], None).calibration == "measured at start-up"
+    assert examine_model(llama, ["--spark-calibration", str(saved)], None).calibration == (
+        f"{saved} (fingerprint {_calibration().fingerprint})"
+    )
+
+
 def test_file_without_compression_is_refused(resolve, saved):
     with pytest.raises(ValueError, match="--spark-calibration: has no effect without --kv-compress spark"):
         resolve("--spark-calibration", str(saved))
@@ -170,25 +211,28 @@ def test_positions_spread_over_the_context(context_len, expected):
     ],
 )
 def test_heads_of_tensor_parallel_ranks(monkeypatch, heads, ranks, expected):
-    model = MODEL._replace(num_kv_heads=heads)
+    config = SimpleNamespace(
+        get_total_num_kv_heads=lambda: heads, get_num_kv_heads=lambda ranks: max(1, heads // ranks)
+    )
     for rank, held in enumerate(expected):
         parallel = SimpleNamespace(attn_tp_size=ranks, attn_tp_rank=rank)
         monkeypatch.setattr(calibration_forward, "get_parallel", lambda parallel=parallel: parallel)
-        assert held_heads(model) == held
+        assert held_heads(config) == held
 
 
-def test_backend_attends_and_counts_without_padding():
+def test_backend_attends_within_sequences_and_counts_without_padding():
     layer = RadixAttention(4, 64, 0.1, 2, layer_id=3)
     backend = StatisticsBackend(SimpleNamespace(token_to_kv_pool=None, req_to_token_pool=None))
-    chunks = [torch.randn(3, 20, 64 * heads) for heads in (4, 2, 2)]
-    for q, k, v in zip(*chunks, strict=True):
-        backend.init_forward_metadata(SimpleNamespace(extend_seq_lens_cpu=[17]))
-        padded = (torch.nn.functional.pad(x[:17], (0, 0, 0, 3), value=torch.nan) for x in (q, k, v))
+    backend.init_forward_metadata(SimpleNamespace(extend_seq_lens_cpu=[17, 5]))
+    tokens = [torch.randn(22, 64 * heads) for heads in (4, 2, 2)]
+    for _ in range(2):
+        padded = (torch.nn.functional.pad(x, (0, 0, 0, 3), value=torch.nan) for x in tokens)
         out = backend.forward_extend(*padded, layer, None)
-        q, k, v = (x[:17].view(1, 17, -1, 64).transpose(1, 2) for x in (q, k, v))
+    for own in (slice(0, 17), slice(17, 22)):
+        q, k, v = (x[own].view(1, -1, x.shape[1] // 64, 64).transpose(1, 2) for x in tokens)
         expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.1, enable_gqa=True)
-        torch.testing.assert_close(out[:17], expected[0].transpose(0, 1).flatten(1), atol=1e-5, rtol=1e-5)
-        assert not out[17:].any()
-    q, k, _ = (x[:, :17].reshape(51, -1, 64).double() for x in chunks)
-    expected = torch.stack([k.sum(0), k.square().sum(0), q.square().unflatten(1, (2, 2)).mean(2).sum(0)])
-    torch.testing.assert_close(backend.sums[3], expected)
+        torch.testing.assert_close(out[own], expected[0].transpose(0, 1).flatten(1), atol=1e-5, rtol=1e-5)
+    assert not out[22:].any()
+    q, k, _ = (x.view(22, -1, 64).double() for x in tokens)
+    once = torch.stack([k.sum(0), k.square().sum(0), q.square().unflatten(1, (2, 2)).mean(2).sum(0)])
+    torch.testing.assert_close(backend.sums[3], 2 * once)
