@@ -27,6 +27,17 @@ def write_looped_model(folder: Path) -> Path:
     return folder
 
 
+def write_model_of_other_weights(folder: Path) -> Path:
+    """The same shape; its keys and values are others. Says other things."""
+    _copy(folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            weights[name] = -weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def write_unevenly_sharded_model(folder: Path) -> Path:
     """A configuration for random weights: three KV heads, and a cache in fp8."""
     shape = {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 288}
