@@ -141,13 +141,13 @@ SETTING_REFUSALS: tuple[Refusal, ...] = (
         "--spark-value-dtype",
         conditions.two_value_dtypes,
         "--kv-cache-dtype asks for another dtype of the same values",
-        "Leave one of the two flags out",
+        "Add --spark-value-dtype auto, or leave --kv-cache-dtype out",
     ),
     Refusal(
         "--quantization-param-path",
         conditions.unread_scales,
         "SGLang reads it for values in fp8_e4m3 only",
-        "Add --kv-cache-dtype fp8_e4m3, or leave the flag out",
+        "Add --kv-cache-dtype fp8_e4m3 --spark-value-dtype auto, or leave the flag out",
     ),
     Refusal(
         "--cuda-graph-backend-prefill",

@@ -36,9 +36,9 @@ class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
     spark_key_ratio: A[
         float,
         Arg(
-            help="Share of key channels that SparK does not keep exactly, up to 0.99; 0 stores whole keys (lossless with "
-            "--spark-value-dtype auto). At the default, 6 of 128 channels are kept and a key takes 64 bytes instead of "
-            "256."
+            help="Share of key channels that SparK does not keep exactly, up to 0.99; 0 stores whole keys (lossless "
+            "with --spark-value-dtype auto). At the default, 6 of 128 channels are kept and a key takes 64 bytes "
+            "instead of 256."
         ),
     ] = DEFAULT_KEY_RATIO
     spark_restore_bits: A[
@@ -55,8 +55,8 @@ class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
     spark_value_dtype: A[
         Literal["auto", "int4", "int3"],
         Arg(
-            help="How values are stored: in 4 or 3 bits a channel after a Hadamard transform (72 or 56 bytes instead of "
-            "256 at head_dim 128), or 'auto' as --kv-cache-dtype says."
+            help="How values are stored: in 4 or 3 bits a channel after a Hadamard transform (72 or 56 bytes instead "
+            "of 256 at head_dim 128), or 'auto': as --kv-cache-dtype says."
         ),
     ] = DEFAULT_VALUE_DTYPE
     spark_calibration: A[

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from row_pools import make_pool
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_spark.attention.backend import SparkAttnBackend, check_layers
-from sglang_spark.layout import PoolLayout
-from sglang_spark.pool import SparkTokenToKVPool
-from spark_kernels import KeyFormat, LayerRows, ValueFormat, reference
+from spark_kernels import LayerRows, Numbers, Pruned, reference
 from spark_kernels.implementation import runs_triton
 
 NUM_QO_HEADS, NUM_KV_HEADS, HEAD_DIM, MAX_CONTEXT = 4, 2, 64, 80
@@ -30,21 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.fixture
 def backend(monkeypatch) -> SparkAttnBackend:
     monkeypatch.setattr("sglang_spark.adapters.backend.attention_tp_size", lambda: 1)
-    layout = PoolLayout(
-        (KeyFormat.from_ratio(HEAD_DIM, 0.7, 2),), ValueFormat(HEAD_DIM, torch.float16), NUM_KV_HEADS, torch.float16
-    )
-    pool = SparkTokenToKVPool(
-        400,
-        layout=layout,
-        page_size=1,
-        dtype=torch.uint8,
-        head_num=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        v_head_dim=HEAD_DIM,
-        layer_num=1,
-        device="cpu",
-        enable_memory_saver=False,
-    )
+    values = Numbers(HEAD_DIM, torch.float16)
+    pool = make_pool(400, (Pruned.from_ratio(HEAD_DIM, 0.7, 3),), values, num_kv_heads=NUM_KV_HEADS)
     slots = 1 + torch.randperm(400)[: 5 * MAX_CONTEXT].view(5, MAX_CONTEXT)
     runner = SimpleNamespace(
         token_to_kv_pool=pool,
@@ -106,7 +93,7 @@ def _slots(backend, requests, lengths) -> torch.Tensor:
 
 
 def _copy(rows: LayerRows) -> LayerRows:
-    return LayerRows(rows.keys.clone(), rows.values.clone(), rows.key_format, rows.value_format)
+    return replace(rows, keys=rows.keys.clone(), values=rows.values.clone())
 
 
 def _assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from row_pools import make_pool, pruned
 
 from sglang_spark import canary
 from sglang_spark.canary import RowChanged, RowHashes
-from sglang_spark.layout import PoolLayout
-from sglang_spark.pool import SparkTokenToKVPool
-from spark_kernels.formats import KeyFormat, ValueFormat
+from spark_kernels import Numbers
 
 FIRST_LAYER = 5
 
@@ -17,22 +16,8 @@ FIRST_LAYER = 5
 @pytest.fixture
 def pool():
     """32 slots of random bytes in two layers, one of whole keys."""
-    key_formats = (KeyFormat.from_ratio(128, 0.8), KeyFormat.from_ratio(128, 0.0))
-    layout = PoolLayout(key_formats, ValueFormat(128, torch.bfloat16), num_kv_heads=1, model_dtype=torch.bfloat16)
-    pool = SparkTokenToKVPool(
-        32,
-        layout=layout,
-        page_size=1,
-        dtype=torch.uint8,
-        head_num=1,
-        head_dim=128,
-        v_head_dim=128,
-        layer_num=2,
-        device="cpu",
-        enable_memory_saver=False,
-        start_layer=FIRST_LAYER,
-        end_layer=FIRST_LAYER + 2,
-    )
+    key_formats = (pruned(128), Numbers(128, torch.bfloat16))
+    pool = make_pool(32, key_formats, num_kv_heads=1, start_layer=FIRST_LAYER)
     for buffer in pool.k_buffer + pool.v_buffer:
         buffer.random_(0, 256)
     return pool

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sglang_spark.config import SparkConfig, parse_layers
+from spark_kernels import Numbers
 
 
-def _args(key_ratio=0.8, restore_bits=2, dense_layers="", value_dtype="auto"):
+def _args(key_ratio=0.96, restore_bits=None, dense_layers="", value_dtype="int4"):
     return SimpleNamespace(
         spark_key_ratio=key_ratio,
         spark_restore_bits=restore_bits,
@@ -56,19 +57,19 @@ def test_layer_lists_that_do_not_exist(text, message):
         parse_layers(text, 32)
 
 
-@pytest.mark.parametrize("key_ratio", [-0.1, 0.05, 0.951, 1.0, 80, float("nan")])
+@pytest.mark.parametrize("key_ratio", [-0.1, 0.05, 0.991, 1.0, 80, float("nan")])
 def test_ratio_out_of_range_names_flag_value_and_range(key_ratio):
-    with pytest.raises(ValueError, match=rf"--spark-key-ratio={key_ratio}.*from 0\.\d+ to 0\.95"):
+    with pytest.raises(ValueError, match=rf"--spark-key-ratio={key_ratio}.*from 0\.\d+ to 0\.99"):
         SparkConfig.from_args(_args(key_ratio=key_ratio), head_dim=128, num_layers=4)
 
 
-@pytest.mark.parametrize("restore_bits", [-1, 3, 8])
+@pytest.mark.parametrize("restore_bits", [-1, 2.9, 8])
 def test_bits_out_of_range_name_flag_value_and_range(restore_bits):
-    with pytest.raises(ValueError, match=rf"--spark-restore-bits={restore_bits}.*0, 1, 2"):
+    with pytest.raises(ValueError, match=rf"--spark-restore-bits={restore_bits}.*use one of 0, .*3, .*4"):
         SparkConfig.from_args(_args(restore_bits=restore_bits), head_dim=128, num_layers=4)
 
 
-@pytest.mark.parametrize("key_ratio", [0, 0.8])
+@pytest.mark.parametrize("key_ratio", [0, 0.96])
 @pytest.mark.parametrize("head_dim", [72, 512])
 def test_head_dim_out_of_range_names_value_and_range(head_dim, key_ratio):
     with pytest.raises(ValueError, match=rf"head_dim={head_dim}.*multiple of 16 from 16 to 256"):
@@ -78,18 +79,18 @@ def test_head_dim_out_of_range_names_value_and_range(head_dim, key_ratio):
 def test_dense_layers_store_whole_keys():
     config = SparkConfig.from_args(_args(dense_layers="0,3"), head_dim=128, num_layers=4)
     formats = [config.key_format(layer, 128, torch.bfloat16) for layer in range(4)]
-    assert [key_format.is_raw for key_format in formats] == [True, False, False, True]
-    assert [key_format.row_bytes for key_format in formats] == [256, 88, 88, 256]
+    assert [isinstance(key_format, Numbers) for key_format in formats] == [True, False, False, True]
+    assert [key_format.row_bytes for key_format in formats] == [256, 64, 64, 256]
 
 
-@pytest.mark.parametrize(("value_dtype", "row_bytes"), [("auto", 128), ("int4", 72)])
-def test_values_follow_the_cache_dtype_or_are_int4(value_dtype, row_bytes):
+@pytest.mark.parametrize(("value_dtype", "row_bytes"), [("auto", 128), ("int4", 72), ("int3", 56)])
+def test_values_follow_the_cache_dtype_or_are_integers(value_dtype, row_bytes):
     config = SparkConfig.from_args(_args(value_dtype=value_dtype), head_dim=128, num_layers=4)
     assert config.value_format(128, torch.float8_e4m3fn).row_bytes == row_bytes
 
 
 def test_an_unknown_value_dtype_names_flag_value_and_choices():
-    with pytest.raises(ValueError, match="--spark-value-dtype=int8: use one of auto, int4"):
+    with pytest.raises(ValueError, match="--spark-value-dtype=int8: use one of auto, int4, int3"):
         SparkConfig.from_args(_args(value_dtype="int8"), head_dim=128, num_layers=4)
 
 

@@ -29,18 +29,19 @@ def test_environment_alone(capsys):
 def test_sizes_of_a_model_that_fits(capsys, model_folder):
     status, report = _run(capsys, "--model-path", str(model_folder("llama")), "--mem", "0.5", "--page-size", "16")
     assert status == doctor.SERVES
-    sizes = {"dense": PER_HEAD * 512, "dense_fp8": PER_HEAD * 256, "spark": PER_HEAD * 344}
+    sizes = {"dense": PER_HEAD * 512, "dense_fp8": PER_HEAD * 256, "spark": PER_HEAD * 136}
     assert report["model"]["bytes_per_token"] == sizes
     assert report["model"]["tokens"] == {cache: (1 << 29) // size // 16 * 16 for cache, size in sizes.items()}
-    assert report["model"]["summary"]["kept_key_channels"] == 26
+    assert report["model"]["summary"]["kept_key_channels"] == 6
 
 
 def test_flags_of_the_server_count(capsys, model_folder):
-    flags = ("--spark-dense-layers", "0", "--kv-cache-dtype", "fp8_e4m3", "--tp-size", "2")
+    flags = ("--spark-dense-layers", "0", "--spark-value-dtype", "auto")
+    flags = (*flags, "--kv-cache-dtype", "fp8_e4m3", "--tp-size", "2")
     status, report = _run(capsys, "--model-path", str(model_folder("llama")), *flags)
     assert status == doctor.SERVES
     # One of two KV heads per process.
-    assert report["model"]["bytes_per_token"]["spark"] == (256 + 3 * 88) + 4 * 128
+    assert report["model"]["bytes_per_token"]["spark"] == (256 + 3 * 64) + 4 * 128
     assert report["model"]["tokens"] is None
 
 
@@ -53,9 +54,9 @@ def test_a_refusal_gives_the_table_s_reason(capsys, model_folder):
 
 
 def test_a_setting_out_of_range_is_refused(capsys, model_folder):
-    status, report = _run(capsys, "--model-path", str(model_folder("llama")), "--spark-key-ratio", "0.99")
+    status, report = _run(capsys, "--model-path", str(model_folder("llama")), "--spark-key-ratio", "0.995")
     assert status == doctor.REFUSED
-    assert "--spark-key-ratio=0.99" in report["model"]["refusal"]
+    assert "--spark-key-ratio=0.995" in report["model"]["refusal"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_setting_out_of_range_is_refused(capsys, model_folder):
         (("--mem", "4"), "--mem needs --model-path"),
         (("--spark-key-ratio", "0.5"), "--spark-key-ratio 0.5 needs --model-path"),
         (("--model-path", "{llama}", "--mem", "-1"), "--mem=-1: must be above 0"),
-        (("--model-path", "{llama}", "--spark-restore-bits", "7"), "invalid choice: 7"),
+        (("--model-path", "{llama}", "--spark-restore-bits", "two"), "invalid float value: 'two'"),
         (("--model-path", "{llama}", "--spark-key-rato", "0.5"), "--spark-key-rato"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -101,5 +102,5 @@ def test_a_lost_hook_is_named(capsys, monkeypatch, model_folder):
 def test_tables_for_people(capsys, model_folder):
     assert doctor.main(["--model-path", str(model_folder("llama")), "--mem", "1"]) == doctor.SERVES
     printed = capsys.readouterr().out
-    assert "bytes per token" in printed and "1.49x" in printed and "tokens in 1 GiB" in printed
+    assert "bytes per token" in printed and "3.76x" in printed and "tokens in 1 GiB" in printed
     assert "would serve" in printed

@@ -13,17 +13,17 @@ FIELDS = ("kv_compress", "spark_key_ratio", "spark_restore_bits", "spark_dense_l
 
 def test_defaults_are_off(resolve):
     resolved = resolve()
-    assert [resolved[field] for field in FIELDS] == ["none", 0.8, 2, "", "auto"]
+    assert [resolved[field] for field in FIELDS] == ["none", 0.96, None, "", "int4"]
     assert resolved["attention_backend"] != "spark"
 
 
 def test_command_line(resolve):
     resolved = resolve(
         *("--kv-compress", "spark", "--spark-key-ratio", "0.6"),
-        *("--spark-restore-bits", "1", "--spark-dense-layers", "0,2-3"),
-        *("--spark-value-dtype", "int4"),
+        *("--spark-restore-bits", "2.5", "--spark-dense-layers", "0,2-3"),
+        *("--spark-value-dtype", "int3"),
     )
-    assert [resolved[field] for field in FIELDS] == ["spark", 0.6, 1, "0,2-3", "int4"]
+    assert [resolved[field] for field in FIELDS] == ["spark", 0.6, 2.5, "0,2-3", "int3"]
     assert resolved["attention_backend"] == "spark"
 
 
@@ -32,10 +32,10 @@ def test_yaml_config(model_folder, tmp_path):
     config.write_text(
         f"model-path: {model_folder('llama')}\n"
         "kv-compress: spark\nspark-key-ratio: 0.7\nspark-restore-bits: 0\nspark-dense-layers: 0-1\n"
-        "spark-value-dtype: int4\n"
+        "spark-value-dtype: auto\n"
     )
     arguments = prepare_server_args(["--config", str(config)])
-    assert [getattr(arguments, field) for field in FIELDS] == ["spark", 0.7, 0, "0-1", "int4"]
+    assert [getattr(arguments, field) for field in FIELDS] == ["spark", 0.7, 0, "0-1", "auto"]
 
 
 def test_engine_keywords(model_folder):
@@ -61,7 +61,7 @@ def test_settings_survive_the_way_to_a_scheduler_process(model_folder):
         (("--spark-key-ratio", "0.5"), "--spark-key-ratio.*without --kv-compress spark"),
         (("--spark-restore-bits", "1"), "--spark-restore-bits.*without --kv-compress spark"),
         (("--spark-dense-layers", "0"), "--spark-dense-layers.*without --kv-compress spark"),
-        (("--spark-value-dtype", "int4"), "--spark-value-dtype.*without --kv-compress spark"),
+        (("--spark-value-dtype", "int3"), "--spark-value-dtype.*without --kv-compress spark"),
         (("--attention-backend", "spark"), "--attention-backend spark.*without --kv-compress spark"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -74,7 +74,9 @@ def test_settings_without_the_switch_are_refused(flags, message, resolve):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--spark-key-ratio", "0.99"), r"--spark-key-ratio=0.99.*to 0\.95"),
+        (("--spark-key-ratio", "0.995"), r"--spark-key-ratio=0.995.*to 0\.99"),
+        (("--spark-restore-bits", "4.5"), r"--spark-restore-bits=4.5.*use one of 0, .*, 4"),
+        (("--spark-restore-bits", "2.9"), r"--spark-restore-bits=2.9.*use one of 0, .*, 4"),
         (("--spark-dense-layers", "4"), r"layer 4 does not exist, the model has layers 0 to 3"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -90,9 +92,7 @@ def test_head_dim_out_of_range_is_refused(model, resolve):
         resolve("--kv-compress", "spark", model=model)
 
 
-@pytest.mark.parametrize(
-    "flags", [("--kv-compress", "sparks"), ("--spark-restore-bits", "3"), ("--spark-value-dtype", "int8")], ids=str
-)
+@pytest.mark.parametrize("flags", [("--kv-compress", "sparks"), ("--spark-value-dtype", "int8")], ids=str)
 def test_unknown_choices_are_refused_by_the_parser(flags, resolve, capsys):
     with pytest.raises(SystemExit):
         resolve("--kv-compress", "spark", *flags)

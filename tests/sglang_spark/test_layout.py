@@ -8,6 +8,7 @@ import pytest
 
 from sglang_spark.adapters import pools
 from sglang_spark.layout import PoolLayout, planned_layouts
+from spark_kernels import Numbers
 
 HEAD_BYTES = 2 * 2 * 128  # of a dense bfloat16 key and value
 
@@ -33,7 +34,7 @@ def plan(model_folder):
 def test_every_stage_of_a_pipeline_holds_its_layers(plan):
     stages = plan("--pp-size", "3", "--spark-dense-layers", "0")
     assert [len(stage.key_formats) for stage in stages] == [1, 1, 2]
-    assert [stage.key_formats[0].is_raw for stage in stages] == [True, False, False]
+    assert [isinstance(stage.key_formats[0], Numbers) for stage in stages] == [True, False, False]
 
 
 def test_layers_of_a_stage_follow_sglang_s_partition(plan, monkeypatch):
@@ -64,15 +65,16 @@ def test_the_model_s_config_is_left_as_it_is(plan, model_folder):
 @pytest.mark.parametrize(
     ("model", "flags", "dtype"),
     [
-        ("llama-fp8-cache", (), "float8_e4m3fn"),
+        ("llama-fp8-cache", ("--spark-value-dtype", "auto"), "float8_e4m3fn"),
         ("llama-fp8-cache", ("--spark-value-dtype", "int4"), "int4"),
-        ("llama", ("--kv-cache-dtype", "fp8_e4m3"), "float8_e4m3fn"),
-        ("llama", (), "bfloat16"),
+        ("llama", ("--spark-value-dtype", "auto", "--kv-cache-dtype", "fp8_e4m3"), "float8_e4m3fn"),
+        ("llama", ("--spark-value-dtype", "auto"), "bfloat16"),
+        ("llama", (), "int4"),
     ],
 )
 def test_a_checkpoint_chooses_the_dtype_of_values_as_for_dense(model, flags, dtype, plan):
     (layout,) = plan(*flags, model=model)
-    assert layout.value_format.dtype_name == dtype
+    assert layout.value_format.name == dtype
 
 
 @pytest.mark.parametrize(("end_layer", "counted"), [(4, 8), (8, 16)], ids=["layers", "layers and loops"])
@@ -81,7 +83,7 @@ def test_a_looped_model_caches_each_layer_once_per_loop(end_layer, counted, plan
     from sglang.srt.configs.model_config import ModelConfig
 
     (layout,) = plan("--spark-dense-layers", "7", model="nanbeige-looped")
-    assert [key_format.is_raw for key_format in layout.key_formats] == [False] * 7 + [True]
+    assert [isinstance(key_format, Numbers) for key_format in layout.key_formats] == [False] * 7 + [True]
     info = SimpleNamespace(start_layer=0, end_layer=end_layer, num_effective_layers=counted)
     builder = SimpleNamespace(
         layer_info=info, model_config=ModelConfig(str(model_folder("nanbeige-looped"))), model_dtype=layout.model_dtype

@@ -11,11 +11,11 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_spark import metrics
 from sglang_spark.layout import PoolLayout
-from spark_kernels.formats import KeyFormat, ValueFormat
+from spark_kernels import Numbers, Pruned
 
 LAYOUT = PoolLayout(
-    (KeyFormat.from_ratio(128, 0.0), KeyFormat.from_ratio(128, 0.8)),
-    ValueFormat(128, torch.bfloat16),
+    (Numbers(128, torch.bfloat16), Pruned.from_ratio(128, 0.8, 3)),
+    Numbers(128, torch.bfloat16),
     num_kv_heads=2,
     model_dtype=torch.bfloat16,
 )
@@ -72,9 +72,9 @@ def test_values_follow_the_cache(usage, collector):
     collector.log(SimpleNamespace(kv_used_tokens=30, kv_evictable_tokens=70))
     usage.count(_batch(ForwardMode.DECODE, size=3))
     collector.log(SimpleNamespace(kv_used_tokens=3, kv_evictable_tokens=100))
-    saved = 2 * (256 - 88)
+    saved = 2 * (256 - 104)
     assert Recorded.values == {
-        "sglang:spark_bytes_per_token": 2 * (2 * 512 - (256 - 88)),
+        "sglang:spark_bytes_per_token": 2 * (2 * 512 - (256 - 104)),
         "sglang:spark_dense_bytes_per_token": 2 * 2 * 512,
         "sglang:spark_kept_key_channels": 26,
         "sglang:spark_pruned_layers": 1,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from model_configs import write_model
+from row_pools import make_pool, pruned
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
 from sglang.srt.runtime_context import get_context, publish
@@ -16,7 +17,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang_spark.adapters import pools
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
-from spark_kernels.formats import KeyFormat, ValueFormat
+from spark_kernels import Numbers
 
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 128
 DENSE_BYTES = NUM_LAYERS * NUM_KV_HEADS * 2 * HEAD_DIM * 2
@@ -74,39 +75,26 @@ def test_capacity_grows_by_the_ratio_of_bytes_per_token(settings, bytes_per_toke
 
 @pytest.mark.parametrize(("value_dtype", "values"), [("auto", "bfloat16"), ("int4", "int4")])
 def test_layout_follows_the_published_settings(value_dtype, values, configurator):
-    settings = {"spark_key_ratio": 0.8, "spark_dense_layers": "1", "spark_value_dtype": value_dtype}
+    settings = {"spark_key_ratio": 0.96, "spark_dense_layers": "1", "spark_value_dtype": value_dtype}
     get_context().override("test", kv_compress="spark", **settings)
     layout = PoolLayout.of(pools.share_of(configurator), "auto", 1)
-    assert [key_format.row_bytes for key_format in layout.key_formats] == [88, 256, 88, 88]
+    assert [key_format.row_bytes for key_format in layout.key_formats] == [64, 256, 64, 64]
     assert layout.dense_bytes_per_token == DENSE_BYTES
     line = layout.summary(1000)
     assert f"{layout.bytes_per_token} bytes per token against {DENSE_BYTES} dense" in line
-    assert f"26 of 128 key channels kept in 3 of 4 layers, {values} values, 1000 tokens" in line
+    assert (
+        f"6 of 128 key channels kept and the others restored from 3 bits in 3 of 4 layers, {values} values, 1000 tokens"
+        in line
+    )
     assert f"1000 tokens against {1000 * layout.bytes_per_token // DENSE_BYTES} dense" in line
 
 
 @pytest.fixture
 def pool(request):
     """A pool of 64 slots whose second layer keeps whole keys, filled with random bytes."""
-    compressed = KeyFormat.from_ratio(HEAD_DIM, 0.8, 2)
-    raw = KeyFormat.from_ratio(HEAD_DIM, 0.0)
-    layout = PoolLayout(
-        (compressed, raw, compressed), ValueFormat(HEAD_DIM, torch.bfloat16), NUM_KV_HEADS, torch.bfloat16
-    )
-    pool = SparkTokenToKVPool(
-        64,
-        layout=layout,
-        page_size=getattr(request, "param", 1),
-        dtype=torch.uint8,
-        head_num=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        v_head_dim=HEAD_DIM,
-        layer_num=3,
-        device="cpu",
-        enable_memory_saver=False,
-        start_layer=5,
-        end_layer=8,
-    )
+    key_formats = (pruned(HEAD_DIM), Numbers(HEAD_DIM, torch.bfloat16), pruned(HEAD_DIM))
+    page_size = getattr(request, "param", 1)
+    pool = make_pool(64, key_formats, num_kv_heads=NUM_KV_HEADS, page_size=page_size, start_layer=5)
     for buffer in pool.k_buffer + pool.v_buffer:
         buffer.random_(0, 256)
     return pool
@@ -117,7 +105,7 @@ def _everything(pool: SparkTokenToKVPool) -> list[torch.Tensor]:
 
 
 def test_rows_of_a_layer_by_its_global_id(pool):
-    assert [pool.layer_rows(layer).key_format.row_bytes for layer in (5, 6, 7)] == [88, 256, 88]
+    assert [pool.layer_rows(layer).key_format.row_bytes for layer in (5, 6, 7)] == [80, 256, 80]
     assert pool.layer_rows(6).keys.data_ptr() == pool.k_buffer[1].data_ptr()
 
 

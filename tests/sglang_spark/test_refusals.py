@@ -32,16 +32,20 @@ LAUNCHES = {
     "--attention-backend": ("llama", ("--attention-backend", "torch_native"), ()),
     "--prefill-attention-backend": ("llama", ("--prefill-attention-backend", "triton"), ()),
     "--decode-attention-backend": ("llama", ("--decode-attention-backend", "triton"), ()),
-    "--kv-cache-dtype": ("llama", ("--kv-cache-dtype", "fp8_e5m2"), ("--kv-cache-dtype", "fp8_e4m3")),
+    "--kv-cache-dtype": (
+        "llama",
+        ("--kv-cache-dtype", "fp8_e5m2"),
+        ("--kv-cache-dtype", "fp8_e4m3", "--spark-value-dtype", "auto"),
+    ),
     "--spark-value-dtype": (
         "llama",
-        ("--spark-value-dtype", "int4", "--kv-cache-dtype", "fp8_e4m3"),
-        ("--spark-value-dtype", "int4"),
+        ("--kv-cache-dtype", "fp8_e4m3"),
+        ("--kv-cache-dtype", "fp8_e4m3", "--spark-value-dtype", "auto"),
     ),
     "--quantization-param-path": (
         "llama",
         ("--quantization-param-path", "scales.json"),
-        ("--quantization-param-path", "scales.json", "--kv-cache-dtype", "fp8_e4m3"),
+        ("--quantization-param-path", "s.json", "--kv-cache-dtype", "fp8_e4m3", "--spark-value-dtype", "auto"),
     ),
     "--cuda-graph-backend-prefill": (
         "llama",

@@ -9,36 +9,22 @@ import ctypes
 
 import pytest
 import torch
+from row_pools import make_pool, pruned
 from sglang.srt.mem_cache.pool_host.mha import AsymmetricMHATokenToKVPoolHost
 
-from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
-from spark_kernels import SparkBatchDecodeWrapper, write_rows
-from spark_kernels.formats import KeyFormat, ValueFormat
+from spark_kernels import Numbers, SparkBatchDecodeWrapper, write_rows
 
 NUM_KV_HEADS, NUM_QO_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES = 2, 4, 128, 16, 8
-COMPRESSED = KeyFormat.from_ratio(HEAD_DIM, 0.8, 2)
+PRUNED = pruned(HEAD_DIM)
 LAYOUTS = {
-    "all-layers-pruned": (COMPRESSED,) * 3,
-    "one-dense-layer": (COMPRESSED, KeyFormat.from_ratio(HEAD_DIM, 0.0), COMPRESSED),
+    "all-layers-pruned": (PRUNED,) * 3,
+    "one-dense-layer": (PRUNED, Numbers(HEAD_DIM, torch.bfloat16), PRUNED),
 }
 
 
 def _pool(layers: str) -> SparkTokenToKVPool:
-    key_formats = LAYOUTS[layers]
-    layout = PoolLayout(key_formats, ValueFormat(HEAD_DIM, torch.bfloat16), NUM_KV_HEADS, torch.bfloat16)
-    return SparkTokenToKVPool(
-        PAGE_SIZE * (NUM_PAGES - 1),
-        layout=layout,
-        page_size=PAGE_SIZE,
-        dtype=torch.uint8,
-        head_num=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        v_head_dim=HEAD_DIM,
-        layer_num=len(key_formats),
-        device="cpu",
-        enable_memory_saver=False,
-    )
+    return make_pool(PAGE_SIZE * (NUM_PAGES - 1), LAYOUTS[layers], num_kv_heads=NUM_KV_HEADS, page_size=PAGE_SIZE)
 
 
 def _fill(pool: SparkTokenToKVPool) -> None:
