@@ -51,11 +51,12 @@ def calibrate(model_path: str, output: Path, server_flags: list[str]) -> None:
     os.environ[OUTPUT_VARIABLE] = str(unfinished)
     try:
         Engine(server_args=prepare_server_args(flags)).shutdown()
+        if not unfinished.exists():
+            raise RuntimeError(f"{model_path} did not save a calibration")
+        unfinished.replace(output)
     finally:
         del os.environ[OUTPUT_VARIABLE]
-    if not unfinished.exists():
-        raise RuntimeError(f"{model_path} did not save a calibration")
-    unfinished.replace(output)
+        unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
