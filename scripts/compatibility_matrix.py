@@ -109,7 +109,8 @@ FEATURES: dict[str, dict[str, str]] = {
         "OpenAI chat completions": LOSSLESS,
         "streaming, `n` above 1, JSON schema, regular expressions, LoRA adapters": SCALE + "test_asked_in_many_ways",
         "`beam_width` above 1 (prompts within one chunk, as in SGLang)": SCHEDULING + "test_beams",
-        "`input_embeds` (with `--disable-radix-cache`, as in SGLang)": SCALE + "test_without_the_radix_cache",
+        "`input_embeds` (with `--disable-radix-cache` and within one chunk, as in SGLang)": SCALE
+        + "test_without_the_radix_cache",
         "log-probabilities of prompt and answer": SCALE + "test_logprobs_of_prompt_and_answer",
         "`logprob_start_len` anywhere around a cached prefix": SCHEDULING
         + "test_logprobs_from_anywhere_around_a_cached_prefix",
