@@ -47,6 +47,8 @@ class SparkAttnBackend(adapters.backend.CaptureContract, AttentionBackend):
                 f"the spark attention backend needs a SparkTokenToKVPool, this server built a "
                 f"{type(self.pool).__name__}; start it with --kv-compress spark"
             )
+        # What models and SGLang's eager paths ask a backend for.
+        self.token_to_kv_pool, self.req_to_token_pool = self.pool, model_runner.req_to_token_pool
         check_layers(model_runner.model)
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.device = torch.device(model_runner.device)

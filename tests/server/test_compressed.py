@@ -19,9 +19,9 @@ POOL_TOKENS = 8192
 FLAGS = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS))
 # Flags for values smaller than the model's, and the size of their rows.
 SMALL_VALUES = {
-    "float8_e4m3fn": (("--kv-cache-dtype", "fp8_e4m3"), HEAD_DIM),
-    # 64 of integers, 8 of scales.
-    "int4": (("--spark-value-dtype", "int4"), 72),
+    "float8_e4m3fn": (("--spark-value-dtype", "auto", "--kv-cache-dtype", "fp8_e4m3"), HEAD_DIM),
+    # 48 of integers, 2 of a scale, 6 of zeros.
+    "int3": (("--spark-value-dtype", "int3"), 56),
 }
 
 
@@ -35,8 +35,8 @@ def dense_and_spark():
 
 @pytest.fixture(scope="module", params=SMALL_VALUES)
 def small_values(request):
-    """A name in ``SMALL_VALUES`` and a server with these, one layer of whole keys and one restore bit."""
-    flags = ("--kv-compress", "spark", "--spark-dense-layers", "0", "--spark-restore-bits", "1")
+    """A name in ``SMALL_VALUES`` and a server with these, one layer of whole keys and 2 bits for the others."""
+    flags = ("--kv-compress", "spark", "--spark-dense-layers", "0", "--spark-restore-bits", "2")
     server = LocalServer(*FLAGS, *flags, *SMALL_VALUES[request.param][0])
     with running(server):
         yield request.param, server
@@ -125,8 +125,8 @@ SETTINGS = (
 
 def test_server_info_shows_the_settings(dense_and_spark):
     dense, spark = (server.info() for server in dense_and_spark)
-    assert [spark[field] for field in SETTINGS] == ["spark", 0.8, 2, "", "auto", "spark"]
-    assert [dense[field] for field in SETTINGS[:5]] == ["none", 0.8, 2, "", "auto"]
+    assert [spark[field] for field in SETTINGS] == ["spark", 0.96, None, "", "int4", "spark"]
+    assert [dense[field] for field in SETTINGS[:5]] == ["none", 0.96, None, "", "int4"]
 
 
 def test_metrics_and_server_info_follow_the_traffic(dense_and_spark):
@@ -147,7 +147,7 @@ def test_metrics_and_server_info_follow_the_traffic(dense_and_spark):
     capacity = spark.capacity()
     assert published["sglang:spark_bytes_per_token"] == capacity.bytes_per_token == after["bytes_per_token"]
     assert published["sglang:spark_dense_bytes_per_token"] == capacity.dense_bytes_per_token
-    assert published["sglang:spark_kept_key_channels"] == 26
+    assert published["sglang:spark_kept_key_channels"] == 6
     held = published["sglang:kv_used_tokens"] + published["sglang:kv_evictable_tokens"]
     saved_per_token = capacity.dense_bytes_per_token - capacity.bytes_per_token
     assert published["sglang:spark_saved_bytes"] == held * saved_per_token > 0
@@ -168,20 +168,20 @@ def _counts(server: LocalServer) -> dict[str, int]:
 def test_server_info_shows_the_settings_of_small_values(small_values):
     values, server = small_values
     info = server.info()
-    value_dtype = "int4" if values == "int4" else "auto"
-    assert [info[field] for field in SETTINGS] == ["spark", 0.8, 1, "0", value_dtype, "spark"]
+    value_dtype = "int3" if values == "int3" else "auto"
+    assert [info[field] for field in SETTINGS] == ["spark", 0.96, 2, "0", value_dtype, "spark"]
 
 
 def test_capacity_line_agrees_with_arithmetic(dense_and_spark):
     _, spark = dense_and_spark
-    # 88-byte rows (32 of plane, 4 of scales, 26 kept words), float32 values.
-    _check_capacity(spark, "float32", NUM_LAYERS * NUM_KV_HEADS * (88 + 4 * HEAD_DIM))
+    # Keys of 64 bytes (48 of planes, 4 of scales, 6 kept words), values of 72 (64 of integers, 2 of a scale, zeros).
+    _check_capacity(spark, "int4", NUM_LAYERS * NUM_KV_HEADS * (64 + 72))
 
 
 def test_capacity_line_agrees_with_arithmetic_for_small_values(small_values):
     values, server = small_values
-    # One layer of float32 keys, three of 72-byte rows (16 of plane, 4 of scales, 26 kept words).
-    keys = 4 * HEAD_DIM + 3 * 72
+    # One layer of float32 keys, three of 48-byte rows (32 of planes, 4 of scales, 6 kept words).
+    keys = 4 * HEAD_DIM + 3 * 48
     _check_capacity(server, values, NUM_KV_HEADS * (keys + NUM_LAYERS * SMALL_VALUES[values][1]))
 
 

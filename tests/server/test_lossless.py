@@ -30,7 +30,7 @@ def dense_and_spark(request):
     flags = (*COMMON_FLAGS, "--max-total-tokens", str(POOL_TOKENS), "--chunked-prefill-size", "256")
     flags += (*PAGES_AND_EVICTION[request.param], "--schedule-conservativeness", "0.1")
     dense = LocalServer(*flags)
-    spark = LocalServer(*flags, "--kv-compress", "spark", "--spark-key-ratio", "0")
+    spark = LocalServer(*flags, "--kv-compress", "spark", "--spark-key-ratio", "0", "--spark-value-dtype", "auto")
     with running(dense, spark):
         yield dense, spark
 

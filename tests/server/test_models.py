@@ -19,7 +19,7 @@ SPARK = ("--kv-compress", "spark")
 def test_a_looped_model_says_what_the_dense_server_says(tmp_path):
     model = write_looped_model(tmp_path / "looped")
     dense = LocalServer(*FLAGS, model=model)
-    spark = LocalServer(*FLAGS, *SPARK, "--spark-key-ratio", "0", model=model)
+    spark = LocalServer(*FLAGS, *SPARK, "--spark-key-ratio", "0", "--spark-value-dtype", "auto", model=model)
     with running(dense, spark):
         for send in (traffic.shared_prefix, traffic.more_than_the_pool):
             assert send(spark) == send(dense), send.__name__

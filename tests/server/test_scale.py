@@ -18,7 +18,7 @@ from local_server import SGLANG_SERVE, LocalServer
 
 # Small enough for documents to evict each other.
 FLAGS = (*COMMON_FLAGS, "--max-total-tokens", "2048", "--chunked-prefill-size", "256")
-LOSSLESS = ("--kv-compress", "spark", "--spark-key-ratio", "0")
+LOSSLESS = ("--kv-compress", "spark", "--spark-key-ratio", "0", "--spark-value-dtype", "auto")
 ASKED = (features.json_schema, features.regex, features.several_answers, features.lora, features.streaming)
 SENT = (traffic.shared_prefix, traffic.more_than_the_pool, traffic.concurrent)
 

@@ -20,7 +20,7 @@ from variants import write_model_of_other_weights
 from local_server import RECALL_MODEL, LocalServer
 
 FLAGS = (*COMMON_FLAGS, "--max-total-tokens", "2048")
-LOSSLESS = ("--kv-compress", "spark", "--spark-key-ratio", "0")
+LOSSLESS = ("--kv-compress", "spark", "--spark-key-ratio", "0", "--spark-value-dtype", "auto")
 SMALL_CHUNKS = ("--chunked-prefill-size", "64", "--enable-mixed-chunk", "--num-continuous-decode-steps", "2")
 SMALL_CHUNKS += ("--strip-thinking-cache",)
 ORDERS = ("--schedule-policy", "lpm", "--prefill-max-requests", "3", "--prefill-decode-interval", "2")

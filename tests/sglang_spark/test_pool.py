@@ -56,26 +56,37 @@ def _tokens_in(budget: int, configurator, *, kv_cache_dtype: str = "auto", **set
 @pytest.mark.parametrize(
     ("settings", "bytes_per_token"),
     [
-        ({}, 4 * 2 * (88 + 256)),
-        ({"kv_cache_dtype": "fp8_e4m3"}, 4 * 2 * (88 + 128)),
-        ({"spark_value_dtype": "int4"}, 4 * 2 * (88 + 72)),
-        ({"spark_key_ratio": 0.0}, 4 * 2 * (256 + 256)),
-        ({"spark_key_ratio": 0.0, "spark_value_dtype": "int4"}, 4 * 2 * (256 + 72)),
-        ({"spark_restore_bits": 1, "spark_key_ratio": 0.83}, 4 * 2 * (64 + 256)),
-        ({"spark_dense_layers": "0,3"}, 2 * 2 * (88 + 256) + 2 * 2 * (256 + 256)),
+        ({}, 4 * 2 * (64 + 72)),
+        ({"spark_value_dtype": "auto"}, 4 * 2 * (64 + 256)),
+        ({"spark_value_dtype": "auto", "kv_cache_dtype": "fp8_e4m3"}, 4 * 2 * (64 + 128)),
+        ({"spark_value_dtype": "int3"}, 4 * 2 * (64 + 56)),
+        ({"spark_key_ratio": 0.0, "spark_value_dtype": "auto"}, 4 * 2 * (256 + 256)),
+        ({"spark_key_ratio": 0.0}, 4 * 2 * (256 + 72)),
+        ({"spark_restore_bits": 2}, 4 * 2 * (48 + 72)),
+        ({"spark_dense_layers": "0,3"}, 2 * 2 * (64 + 72) + 2 * 2 * (256 + 72)),
     ],
-    ids=["default", "fp8-values", "int4-values", "ratio-0", "ratio-0-int4-values", "1-bit", "two-dense-layers"],
+    ids=[
+        "default",
+        "auto-values",
+        "fp8-values",
+        "int3-values",
+        "lossless",
+        "ratio-0-int4-values",
+        "2-bits",
+        "two-dense-layers",
+    ],
 )
 def test_capacity_grows_by_the_ratio_of_bytes_per_token(settings, bytes_per_token, configurator):
     budget = 64 << 20
-    settings = {"spark_key_ratio": 0.8, "spark_restore_bits": 2, "spark_value_dtype": "auto", **settings}
+    settings = {"spark_key_ratio": 0.96, "spark_restore_bits": None, "spark_value_dtype": "int4", **settings}
     assert _tokens_in(budget, configurator) == budget // DENSE_BYTES
     assert _tokens_in(budget, configurator, kv_compress="spark", **settings) == budget // bytes_per_token
 
 
 @pytest.mark.parametrize(("value_dtype", "values"), [("auto", "bfloat16"), ("int4", "int4")])
 def test_layout_follows_the_published_settings(value_dtype, values, configurator):
-    settings = {"spark_key_ratio": 0.96, "spark_dense_layers": "1", "spark_value_dtype": value_dtype}
+    settings = {"spark_key_ratio": 0.96, "spark_restore_bits": None, "spark_value_dtype": value_dtype}
+    settings["spark_dense_layers"] = "1"
     get_context().override("test", kv_compress="spark", **settings)
     layout = PoolLayout.of(pools.share_of(configurator), "auto", 1)
     assert [key_format.row_bytes for key_format in layout.key_formats] == [64, 256, 64, 64]
