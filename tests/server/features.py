@@ -7,14 +7,11 @@ import json
 import re
 
 import requests
-from safetensors.torch import load_file
 
-from local_server import RECALL_MODEL, LocalServer
+from local_server import LocalServer
 from recall_tasks import make_items
 
 ADAPTER = "random"
-# Within one prefill chunk: longer embeddings end SGLang's scheduler.
-_TOKENS = [10 + 7 * number % 1800 for number in range(200)]
 SCHEMA = {
     "type": "object",
     "properties": {"color": {"enum": ["red", "green", "blue"]}, "size": {"type": "integer", "maximum": 99}},
@@ -77,17 +74,6 @@ def logprobs(server: LocalServer) -> tuple[list[int], list[float]]:
     info = server.generate(_prompts()[0], **request)["meta_info"]
     pairs = info["input_token_logprobs"][1:] + info["output_token_logprobs"]
     return [token for _, token, *_ in pairs], [value for value, *_ in pairs]
-
-
-def prompt_as_tokens(server: LocalServer) -> list[tuple]:
-    """An answer to token ids."""
-    return _said([server.generate(input_ids=_TOKENS, max_new_tokens=24)])
-
-
-def prompt_as_embeddings(server: LocalServer) -> list[tuple]:
-    """The answer to the rows of the embedding matrix that the token ids stand for."""
-    embeddings = load_file(RECALL_MODEL / "model.safetensors")["model.embed_tokens.weight"][_TOKENS]
-    return _said([server.generate(input_embeds=embeddings.tolist(), max_new_tokens=24)])
 
 
 def embeddings_status(server: LocalServer) -> int:

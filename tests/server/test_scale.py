@@ -118,8 +118,6 @@ def test_without_the_radix_cache(said):
             answers = send(server)
             assert _tokens(answers) == _tokens(said(send)), send.__name__
         assert all(cached == 0 for _, cached in traffic.shared_prefix(server))
-        # SGLang takes these without the radix cache only.
-        assert features.prompt_as_embeddings(server) == said(features.prompt_as_tokens)
 
 
 def _cache(server: LocalServer) -> list[dict[str, int]]:
