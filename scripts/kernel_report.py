@@ -29,11 +29,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from machine_code import MachineCode
-from spark_kernels import Int4ValueFormat, KeyFormat, ValueFormat
-from spark_kernels.gpu import decode, dense, plan, queries, restore, write
-from spark_kernels.gpu.merge import _merge_splits
-from spark_kernels.gpu.scores import RowLayout
-from spark_kernels.gpu.values import Int4Layout
+from spark_kernels import Integers, Numbers, Pruned
+from spark_kernels.formats import UNIT_STEPS, KeyFormat, ValueFormat
+from spark_kernels.gpu import decode, dense, merge, plan, queries, restore, write
+from spark_kernels.gpu.rows import IntegersLayout, PrunedLayout
+from spark_kernels.reference import hadamard_scales
 
 # Warp-instructions a clock that one SM of these GPUs can be expected to issue, of 4.
 IPC = 2.5
@@ -42,7 +42,7 @@ IPC = 2.5
 SEARCH_ROUNDS = 14
 NUM_KV_HEADS = 8
 PLANNED_REQUESTS = 64
-KEY_RATIO = 0.8
+KEY_RATIO = 0.96
 # Bytes a clock per SM: memory bandwidth / SMs / boost clock of A100 80 GB SXM, H100 SXM and B200.
 BANDWIDTH = {80: 2.04e12 / 108 / 1.41e9, 90: 3.35e12 / 132 / 1.755e9, 100: 8.0e12 / 148 / 1.965e9}
 # The same of dense bfloat16 products: 312, 989 and 2,250 TFLOP/s.
@@ -51,18 +51,18 @@ FLOPS_PER_CLOCK = {80: 312e12 / 108 / 1.41e9, 90: 989e12 / 132 / 1.755e9, 100: 2
 LLAMA_LAYER_WEIGHTS = 4096 * 6144 + 4096 * 4096 + 3 * 4096 * 14336
 GPU_NAMES = {80: "A100", 90: "H100", 100: "B200"}
 # In these tables uint8 values are float8 read as bits.
-TRITON_TYPES = {"bfloat16": "*bf16", "float8": "*fp8e4nv", "float8 as bits": "*u8", "int4": "*i16"}
+TRITON_TYPES = {"bfloat16": "*bf16", "float8": "*fp8e4nv", "float8 as bits": "*u8", "int4": "*u8", "int3": "*u8"}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel with its compile-time arguments; ``restore_bits`` None stands for raw bfloat16 keys."""
+    """One kernel with its compile-time arguments; ``restore_bits`` None stands for bfloat16 keys."""
 
     kernel: str
     head_dim: int = 128
     group: int = 4
-    restore_bits: int | None = 2
-    value_dtype: str = "bfloat16"
+    restore_bits: float | None = 3
+    value_dtype: str = "int4"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Cost:
     kernel: str
     head_dim: int
     group: int
-    restore_bits: int | None
+    restore_bits: float | None
     value_dtype: str
     arch: int
     registers: int
@@ -97,25 +97,20 @@ def prefill_share(write: Cost, chunk: int = 8192) -> float:
 
 
 VARIANTS = (
-    Variant("decode", restore_bits=None),
+    Variant("decode", restore_bits=None, value_dtype="bfloat16"),
     Variant("decode"),
+    Variant("decode", value_dtype="bfloat16"),
     Variant("decode", value_dtype="float8"),
-    Variant("decode", value_dtype="int4"),
-    Variant("decode", restore_bits=None, value_dtype="int4"),
-    Variant("decode", restore_bits=1),
-    Variant("decode", restore_bits=0),
-    Variant("decode", group=1),
+    Variant("decode", value_dtype="int3"),
+    Variant("decode", restore_bits=4),
+    Variant("decode", restore_bits=2, value_dtype="int3"),
     Variant("decode", group=8),
-    Variant("decode", group=8, value_dtype="int4"),
-    Variant("decode", head_dim=64),
-    Variant("decode", head_dim=64, value_dtype="float8"),
-    Variant("decode", head_dim=64, value_dtype="int4"),
+    Variant("decode", group=16),
+    Variant("decode", head_dim=64, restore_bits=4),
     Variant("decode", head_dim=256),
-    Variant("decode", head_dim=256, value_dtype="int4"),
     Variant("write"),
-    Variant("write", restore_bits=1),
-    Variant("write", value_dtype="float8"),
-    Variant("write", value_dtype="int4"),
+    Variant("write", restore_bits=2, value_dtype="int3"),
+    Variant("write", value_dtype="bfloat16"),
     Variant("write_decode"),
     Variant("restore_keys"),
     Variant("prepare_queries"),
@@ -133,9 +128,9 @@ def measure(variant: Variant, arch: int) -> Cost:
     """Compile ``variant`` for sm_``arch`` and count."""
     if arch < 89 and variant.value_dtype == "float8":
         variant = Variant(**(asdict(variant) | {"value_dtype": "float8 as bits"}))
-    key_format = KeyFormat.from_ratio(
-        variant.head_dim, 0 if variant.restore_bits is None else KEY_RATIO, variant.restore_bits or 0
-    )
+    key_format: KeyFormat = Numbers(variant.head_dim, torch.bfloat16)
+    if variant.restore_bits is not None:
+        key_format = Pruned.from_ratio(variant.head_dim, KEY_RATIO, variant.restore_bits)
     value_format = _value_format(variant)
     kernel, types, constants, num_warps, tokens, fusion = _arguments(variant, key_format, value_format)
     compiled = _compile(kernel, types, constants, arch, num_warps, fusion)
@@ -154,7 +149,7 @@ def measure(variant: Variant, arch: int) -> Cost:
     elif variant.kernel == "plan_splits":
         size = 0
     elif variant.kernel == "prepare_queries":
-        size = 8 * constants["TABLE_WORDS"] * constants["PACKS"]
+        size = (4 * variant.head_dim + 16) * constants["COLUMNS"]
     return Cost(
         **asdict(variant),
         arch=arch,
@@ -166,20 +161,20 @@ def measure(variant: Variant, arch: int) -> Cost:
     )
 
 
-def _value_format(variant: Variant) -> ValueFormat | Int4ValueFormat:
-    if variant.value_dtype == "int4":
-        return Int4ValueFormat(variant.head_dim)
-    dtype = torch.bfloat16 if variant.value_dtype == "bfloat16" else torch.float8_e4m3fn
-    return ValueFormat(variant.head_dim, dtype)
+def _value_format(variant: Variant) -> ValueFormat:
+    if variant.value_dtype.startswith("int"):
+        return Integers(variant.head_dim, int(variant.value_dtype[3:]))
+    return Numbers(variant.head_dim, torch.bfloat16 if variant.value_dtype == "bfloat16" else torch.float8_e4m3fn)
 
 
-def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueFormat | Int4ValueFormat) -> tuple:
+def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueFormat) -> tuple:
     """Kernel, types of its pointers, compile-time arguments, warps, tokens per iteration, fused multiplications."""
     values = TRITON_TYPES[variant.value_dtype]
-    layout = None if key_format.is_raw else RowLayout.of(key_format)
+    layout = PrunedLayout.of(key_format)
+    scales = hadamard_scales(value_format.block) if isinstance(value_format, Integers) else (0.0, 0.0)
     heads = {"NUM_KV_HEADS": NUM_KV_HEADS}
     if variant.kernel == "decode":
-        types = {"keys_ptr": "*bf16" if key_format.is_raw else "*i64", "values_ptr": values}
+        types = {"keys_ptr": "*u8" if layout else "*bf16", "values_ptr": values}
         constants = heads | decode.variant(key_format, value_format, variant.group) | {"HAS_SOFT_CAP": False}
         return decode._decode_split, types, constants, decode.NUM_WARPS, decode.BLOCK_N, True
     if variant.kernel in WRITES:
@@ -190,11 +185,12 @@ def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueForma
             "HEAD_DIM": variant.head_dim,
             "V_HEAD_DIM": variant.head_dim,
             "LAYOUT": layout,
-            "V_LAYOUT": Int4Layout.of(value_format) if value_format.is_int4 else None,
-            "INTEGER_MAX": key_format.integer_max,
-            "HAS_NORMS": variant.kernel == "write",
+            "V_LAYOUT": IntegersLayout.of(value_format),
+            "HAS_SQUARES": variant.kernel == "write",
             "V_SCALED": False,
             "V_LIMIT": 448.0 if variant.value_dtype.startswith("float8") else 0.0,
+            "V_FORWARD": scales[0],
+            "V_UNIT_STEP": UNIT_STEPS[value_format.bits] if isinstance(value_format, Integers) else 0.0,
         }
         types = {"keys_ptr": "*u8", "values_ptr": "*u8" if variant.value_dtype.startswith("float8") else values}
         return write._write_rows, types, constants, 1, share["ROWS"], False
@@ -207,7 +203,8 @@ def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueForma
         return restore._restore_keys, {"rows_ptr": "*u8", "out_ptr": "*bf16"}, constants, 4, restore.BLOCK_TOKENS, False
     if variant.kernel == "merge_splits":
         constants = {"NUM_QO_HEADS": NUM_KV_HEADS * variant.group, "V_HEAD_DIM": variant.head_dim}
-        return _merge_splits, {}, constants, 2, 1, True
+        constants |= {"BACK": scales[1], "SPLITS": merge._BLOCK_SPLITS}
+        return merge._merge_splits, {"out_ptr": "*bf16"}, constants, 4, 1, True
     if variant.kernel == "plan_splits":
         constants = {"SHORTEST_SPLIT": plan._SHORTEST_SPLIT, "SPLIT_STEP": plan._SPLIT_STEP}
         constants |= {"BATCH_BLOCK": PLANNED_REQUESTS, "SPLIT_BLOCK": plan._SPLITS_PER_PROGRAM}
@@ -218,22 +215,21 @@ def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueForma
         constants = heads | {"GROUP": variant.group, "HEAD_DIM": variant.head_dim, "V_HEAD_DIM": variant.head_dim}
         constants |= {"CAUSAL": True, "HAS_SOFT_CAP": False, "BATCH_BLOCK": 1, "BLOCK_M": block_m, "BLOCK_N": block_n}
         return dense._ragged_attention, {"out_ptr": "*bf16"}, constants, num_warps, block_n, True
-    packs = queries.num_packs(variant.group)
-    constants = heads | {"GROUP": variant.group, "PACKS": packs, "HEAD_DIM": variant.head_dim}
-    constants["TABLE_WORDS"] = 5 * variant.head_dim
+    constants = heads | {"GROUP": variant.group, "COLUMNS": queries.num_columns(variant.group), "LAYOUT": layout}
     return queries._prepare_queries, {}, constants, 4, 1, True
 
 
 # Types of arguments that are the same in all variants; other scalars are int32.
 TYPES = {
     **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16"),
-    **dict.fromkeys(("slots_ptr", "indices_ptr", "norm_of_ptr"), "*i32"),
+    **dict.fromkeys(("slots_ptr", "indices_ptr", "squares_of_ptr", "order_ptr", "position_ptr"), "*i32"),
     **dict.fromkeys(("split_request_ptr", "split_start_ptr", "split_stop_ptr"), "*i32"),
-    **dict.fromkeys(("out_ptr", "lse_ptr", "scales_ptr", "norms_ptr"), "*fp32"),
+    **dict.fromkeys(("out_ptr", "lse_ptr", "scalars_ptr", "squares_ptr"), "*fp32"),
     **dict.fromkeys(("score_scale", "soft_cap", "v_scale"), "fp32"),
     **dict.fromkeys(("split_out_ptr", "split_lse_ptr"), "*fp32"),
+    **dict.fromkeys(("centre_ptr", "inverse_step_ptr", "unit_ptr", "inverse_unit_ptr"), "*fp32"),
     **dict.fromkeys(("request_splits_ptr", "kv_indptr_ptr", "qo_indptr_ptr"), "*i32"),
-    "tables_ptr": "*i64",
+    "tables_ptr": "*fp16",
     "out_scale": "fp32",
 }
 
@@ -263,7 +259,7 @@ def _table(costs: list[Cost]) -> Table:
     for name in ("regs", "spill B", "shared B", "instr", "bytes", "clk: bytes", "clk: instr"):
         table.add_column(name, justify="right")
     for cost in costs:
-        bits = "raw" if cost.restore_bits is None else str(cost.restore_bits)
+        bits = "-" if cost.restore_bits is None else f"{cost.restore_bits:g}"
         numbers = (cost.registers, cost.spill_bytes, cost.shared_bytes, cost.warp_instr_per_token_head)
         clocks = (f"{clock:.1f}" for clock in cost.clocks)
         table.add_row(

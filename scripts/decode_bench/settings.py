@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 import spark_kernels as sk
+from spark_kernels.formats import KeyFormat, ValueFormat
 
-VALUE_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "int4")
+VALUE_DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn", "int4", "int3")
 # Between two uses of a copy of a layer, this many times the L2 cache is read from others.
 L2_TURNOVER = 4
 # Of the free memory, for the cache of one way to compute attention; the rest is for what it needs besides.
@@ -38,25 +39,32 @@ class Heads:
 
 @dataclass(frozen=True)
 class Setting:
-    """Formats of keys and values; ``raw_dtype`` is that of keys at ratio 0."""
+    """Formats of keys and values; ``number_dtype`` is that of keys at ratio 0."""
 
-    key_ratio: float = 0.8
-    restore_bits: int = 2
-    value_dtype: str = "bfloat16"
-    raw_dtype: torch.dtype = torch.bfloat16
+    key_ratio: float = 0.96
+    restore_bits: float = 3
+    value_dtype: str = "int4"
+    number_dtype: torch.dtype = torch.bfloat16
 
-    def key_format(self, head_dim: int) -> sk.CompressedKeyFormat | sk.RawKeyFormat:
-        return sk.KeyFormat.from_ratio(head_dim, self.key_ratio, self.restore_bits, self.raw_dtype)
+    def key_format(self, head_dim: int) -> KeyFormat:
+        if self.key_ratio == 0:
+            return sk.Numbers(head_dim, self.number_dtype)
+        return sk.Pruned.from_ratio(head_dim, self.key_ratio, self.restore_bits)
 
-    def value_format(self, head_dim: int) -> sk.ValueFormat | sk.Int4ValueFormat:
-        if self.value_dtype == "int4":
-            return sk.Int4ValueFormat(head_dim)
-        return sk.ValueFormat(head_dim, getattr(torch, self.value_dtype))
+    def value_format(self, head_dim: int) -> ValueFormat:
+        if self.value_dtype.startswith("int"):
+            return sk.Integers(head_dim, int(self.value_dtype[3:]))
+        return sk.Numbers(head_dim, getattr(torch, self.value_dtype))
 
     def rows(self, num_slots: int, heads: Heads, device: torch.device | str) -> sk.LayerRows:
-        """Zeroed rows of one layer."""
+        """Zeroed rows of one layer, calibrated for keys of a standard normal distribution."""
         formats = self.key_format(heads.head_dim), self.value_format(heads.head_dim)
-        return sk.LayerRows.allocate(num_slots, heads.num_kv_heads, *formats, device)
+        calibration = None
+        if isinstance(formats[0], sk.Pruned):
+            shape = (heads.num_kv_heads, heads.head_dim)
+            statistics = (torch.zeros(shape), torch.ones(shape), torch.ones(shape))
+            calibration = sk.KeyCalibration.from_statistics(*statistics).to(device)
+        return sk.LayerRows.allocate(num_slots, heads.num_kv_heads, *formats, calibration, device)
 
     def bytes_per_token(self, heads: Heads) -> int:
         """Of one layer."""
@@ -64,11 +72,11 @@ class Setting:
         return heads.num_kv_heads * sum(one.row_bytes for one in formats)
 
     def __str__(self) -> str:
-        keys = "raw keys" if self.key_ratio == 0 else f"ratio {self.key_ratio}, {self.restore_bits} bits"
+        keys = "whole keys" if self.key_ratio == 0 else f"ratio {self.key_ratio}, {self.restore_bits:g} bits"
         return f"{keys}, {self.value_dtype} values"
 
 
-STANDARD_SETTINGS = (Setting(), Setting(value_dtype="float8_e4m3fn"), Setting(value_dtype="int4"))
+STANDARD_SETTINGS = (Setting(), Setting(restore_bits=2, value_dtype="int3"), Setting(value_dtype="bfloat16"))
 
 
 @dataclass(frozen=True)

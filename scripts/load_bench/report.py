@@ -10,10 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from accuracy.cells import markdown
-from accuracy.report import fill
 from load_bench.budget import MIB
 from load_bench.workloads import BENCH_SERVING, MULTI_TURN, WORKLOADS
+from tables import fill, markdown
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""The recall tasks, the tokenizer and initial weights made for them, and a sample of the bundled model's answers."""
+"""The recall tasks, the tokenizer made for them, and a sample of the bundled model's answers."""
 
 import json
 import sys
@@ -9,13 +9,9 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import recall_tasks
 from recall_tasks import KINDS, make_items
-from recall_training.build_tokenizer import build_tokenizer
-from recall_training.evaluate import exact_answers
-from recall_training.structured_init import recall_config, structured_model
 
 MODEL = Path(recall_tasks.__file__).parent / "recall-model"
 TURN_END = "<|end|>"
@@ -102,12 +98,6 @@ def test_any_text_survives_the_tokenizer(text, tokenizer):
     assert tokenizer.decode(encode(tokenizer, text)) == text
 
 
-def test_the_tokenizer_is_what_the_training_script_builds(tokenizer):
-    built = build_tokenizer(tokenizer.model_max_length)
-    assert built.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-    assert built.chat_template == tokenizer.chat_template
-
-
 def test_all_bytes_are_in_the_vocabulary(tokenizer):
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -152,27 +142,6 @@ def test_the_model_stops_at_the_end_of_a_turn(tokenizer):
 
 def test_the_bundled_model_stays_small():
     assert sum(path.stat().st_size for path in MODEL.iterdir()) < 10_000_000
-
-
-def test_initial_weights_continue_a_repeated_sequence(tokenizer):
-    """Recall is there before the first step; training only has to keep and refine it."""
-    model = structured_model(recall_config(tokenizer, vocab_size=1856, max_length=4096), seed=0)
-    half = torch.randperm(1800, generator=torch.Generator().manual_seed(0))[:200]
-    with torch.no_grad():
-        predicted = model(half.repeat(2)[None]).logits[0].argmax(-1)
-    right = predicted[-197:-1] == half[-196:]
-    assert right.float().mean() > 0.9
-
-
-def test_exact_answers_agrees_with_greedy_decoding(model, tokenizer):
-    """The evaluation reads all answers off one forward pass; here each is decoded token by token."""
-    for item in make_items("multi_turn", 12, 3, 200):
-        decoded = []
-        for index, turn in enumerate(item.turns):
-            ids = tokenizer.apply_chat_template(item.messages(index), add_generation_prompt=True, return_dict=False)
-            output = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False)[0, len(ids) :]
-            decoded.append(tokenizer.decode(output) == turn.answer + TURN_END)
-        assert exact_answers(model, tokenizer, item, chat=True) == decoded
 
 
 @pytest.mark.parametrize("form", ["chat", "plain"])

@@ -31,6 +31,7 @@ def test_the_doctor_counts_what_a_server_stores(tmp_path):
     """Heads padded for two ranks, and a checkpoint that says how its cache is stored."""
     model = write_unevenly_sharded_model(tmp_path / "uneven")
     flags = ("--load-format", "dummy", "--tp-size", "2", "--max-total-tokens", "512", *SPARK)
+    flags = (*flags, "--spark-value-dtype", "auto")
     with LocalServer(*flags, model=model, env=TWO_RANKS) as server:
         capacity = server.capacity()
         assert capacity.value_dtype == "float8_e4m3fn"

@@ -78,11 +78,16 @@ def _largest_kept(numbers, kept, CHANNELS: tl.constexpr):
 @triton.jit
 def _centred(keys, centres, LIMIT: tl.constexpr, CHANNELS: tl.constexpr):
     """Keys beyond their centres, those of zeros in rows with a number that is not finite; which rows have none."""
-    is_finite = largest_magnitude(keys, CHANNELS) < INFINITY
+    largest = largest_magnitude(keys, CHANNELS)
+    is_finite = largest < INFINITY
+    if tl.max(largest) > tl.full([], LIMIT, tl.float32).to(tl.int32, bitcast=True):
+        limited = ()
+        for i in tl.static_range(CHANNELS):
+            limited = limited + (tl.where(is_finite, tl.minimum(tl.maximum(keys[i], -LIMIT), LIMIT), 0.0),)
+        keys = limited
     x = ()
     for i in tl.static_range(CHANNELS):
-        limited = tl.minimum(tl.maximum(keys[i], -LIMIT), LIMIT)
-        x = x + (tl.where(is_finite, limited, 0.0) - centres[i],)
+        x = x + (keys[i] - centres[i],)
     return x, is_finite
 
 
@@ -100,7 +105,7 @@ def _tau_bits(x, inverse_steps, positions, LAYOUT: tl.constexpr, CHANNELS: tl.co
 
 
 @triton.jit
-def store_planes(row, codes, group, LAYOUT: tl.constexpr):
+def _store_planes(row, codes, group, LAYOUT: tl.constexpr):
     """Store eight neighbouring codes of a lane, the lane's ``group`` of eight in its row."""
     FOURS: tl.constexpr = LAYOUT.count_4 // 8
     TWOS: tl.constexpr = LAYOUT.count_2 // 8
@@ -126,20 +131,19 @@ def _quantise(x, tau, units, inverse_units, positions, row, LAYOUT: tl.constexpr
     """Store the planes; returns what they leave of ``x``."""
     inverse = inverse_of(tau)
     residuals = ()
-    codes = ()
-    for i in tl.static_range(CHANNELS):
-        position = positions + i
-        half = tl.where(position < LAYOUT.count_4, 8.0, tl.where(position < LAYOUT.count_4 + LAYOUT.count_2, 2.0, 1.0))
-        level = tl.floor(x[i] * inverse_units[i] * inverse)
-        level = tl.minimum(tl.maximum(level, -half), half - 1.0)
-        # Without bits the unit is 0, and nothing is taken off.
-        residuals = residuals + (x[i] - (level + 0.5) * (units[i] * tau),)
-        codes = codes + ((level + half).to(tl.int32),)
     for group in tl.static_range(CHANNELS // 8):
-        eight = ()
-        for i in tl.static_range(8):
-            eight = eight + (codes[8 * group + i],)
-        store_planes(row, eight, positions // 8 + group, LAYOUT)
+        # Eight neighbours have one width.
+        first = positions + 8 * group
+        half = tl.where(first < LAYOUT.count_4, 8.0, tl.where(first < LAYOUT.count_4 + LAYOUT.count_2, 2.0, 1.0))
+        least = -half
+        most = half - 1.0
+        codes = ()
+        for i in tl.static_range(8 * group, 8 * group + 8):
+            level = tl.minimum(tl.maximum(tl.floor(x[i] * inverse_units[i] * inverse), least), most)
+            # Without bits the unit is 0, and nothing is taken off.
+            residuals = residuals + (x[i] - (level + 0.5) * (units[i] * tau),)
+            codes = codes + ((level + half).to(tl.int32),)
+        _store_planes(row, codes, first // 8, LAYOUT)
     return residuals
 
 

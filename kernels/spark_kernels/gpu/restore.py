@@ -97,8 +97,9 @@ def _integers(row, channels, LAYOUT: tl.constexpr):
     scale = load_half(row, LAYOUT.scale_half)
     if LAYOUT.bits == 4:
         return (_code(row, channels, 0, 4).to(tl.float32) - 7.5) * scale
-    code = _code(row, channels, 0, 2) | _code(row, channels, LAYOUT.high_byte, 1) << 2
-    return (code.to(tl.float32) - 3.5) * scale
+    else:
+        code = _code(row, channels, 0, 2) | _code(row, channels, LAYOUT.high_byte, 1) << 2
+        return (code.to(tl.float32) - 3.5) * scale
 
 
 @triton.jit

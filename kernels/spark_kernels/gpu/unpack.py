@@ -36,14 +36,15 @@ def load_plane(row, live, FIRST: tl.constexpr, BITS: tl.constexpr, COUNT: tl.con
     packed = tl.load(row[:, None] + FIRST + byte, mask=mask, other=0).to(tl.int16)
     if BITS == 4:
         return interleave(_number(packed & 15), _number(packed >> 4))
-    if BITS == 2:
+    elif BITS == 2:
         even = interleave(_number(packed & 3), _number(packed >> 4 & 3))
         return interleave(even, interleave(_number(packed >> 2 & 3), _number(packed >> 6)))
-    even = interleave(_number(packed & 1), _number(packed >> 4 & 1))
-    even = interleave(even, interleave(_number(packed >> 2 & 1), _number(packed >> 6 & 1)))
-    odd = interleave(_number(packed >> 1 & 1), _number(packed >> 5 & 1))
-    odd = interleave(odd, interleave(_number(packed >> 3 & 1), _number(packed >> 7)))
-    return interleave(even, odd)
+    else:
+        even = interleave(_number(packed & 1), _number(packed >> 4 & 1))
+        even = interleave(even, interleave(_number(packed >> 2 & 1), _number(packed >> 6 & 1)))
+        odd = interleave(_number(packed >> 1 & 1), _number(packed >> 5 & 1))
+        odd = interleave(odd, interleave(_number(packed >> 3 & 1), _number(packed >> 7)))
+        return interleave(even, odd)
 
 
 @triton.jit
@@ -59,10 +60,11 @@ def load_integers(row, live, LAYOUT: tl.constexpr):
         byte = tl.arange(0, LAYOUT.head_dim // 2)[None, :]
         packed = tl.load(row[:, None] + byte, mask=live[:, None], other=0).to(tl.int16)
         return (interleave(_number(packed & 15), _number(packed >> 4)) - 7.5) * scale
-    byte = tl.arange(0, LAYOUT.head_dim // 4)[None, :]
-    low = tl.load(row[:, None] + byte, mask=live[:, None], other=0).to(tl.int16)
-    high = tl.load(row[:, None] + LAYOUT.high_byte + byte // 2, mask=live[:, None], other=0).to(tl.int16)
-    odd = (byte & 1).to(tl.int16)
-    even = interleave(_with_high_bit(low, high, 0, odd), _with_high_bit(low, high, 2, odd))
-    odds = interleave(_with_high_bit(low, high, 1, odd), _with_high_bit(low, high, 3, odd))
-    return (interleave(even, odds) - 3.5) * scale
+    else:
+        byte = tl.arange(0, LAYOUT.head_dim // 4)[None, :]
+        low = tl.load(row[:, None] + byte, mask=live[:, None], other=0).to(tl.int16)
+        high = tl.load(row[:, None] + LAYOUT.high_byte + byte // 2, mask=live[:, None], other=0).to(tl.int16)
+        odd = (byte & 1).to(tl.int16)
+        even = interleave(_with_high_bit(low, high, 0, odd), _with_high_bit(low, high, 2, odd))
+        odds = interleave(_with_high_bit(low, high, 1, odd), _with_high_bit(low, high, 3, odd))
+        return (interleave(even, odds) - 3.5) * scale

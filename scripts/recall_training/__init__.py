@@ -1,1 +1,0 @@
-"""What `scripts/train_recall_model.py` is made of."""
