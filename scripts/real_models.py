@@ -139,10 +139,8 @@ def save_sentencepiece(gguf: Path, out: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from tokenizers.processors import TemplateProcessing
 
-    fields = GGUFReader(str(gguf)).fields
-    tokens, scores, types = (
-        fields[f"tokenizer.ggml.{field}"].contents() for field in ("tokens", "scores", "token_type")
-    )
+    fields, names = GGUFReader(str(gguf)).fields, ("tokens", "scores", "token_type")
+    tokens, scores, types = (fields[f"tokenizer.ggml.{field}"].contents() for field in names)
     tokenizer = Tokenizer(
         models.BPE(
             {token: number for number, token in enumerate(tokens)},
