@@ -64,7 +64,7 @@ def document(results: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """KL against bytes of keys and values, one panel per result."""
+    """KL against bytes of keys and values, one panel per model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +97,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     results = read(folder)
     (folder / "tables.md").write_text(document(results))
-    draw(results, folder / "kl.png")
+    draw([result for result in results if not result["offset"]], folder / "kl.png")
 
 
 if __name__ == "__main__":
