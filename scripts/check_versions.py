@@ -5,8 +5,8 @@ Makes ``.versions/RELEASE`` with ``setup_env.py`` and runs ``smoke_server.py`` t
 dense) and compressed rows (must answer, also from a shared prefix). Exits with an error if any release fails.
 
     python scripts/check_versions.py                                  # all
-    python scripts/check_versions.py 0.5.18 0.5.24                    # these; the second has not been run before
-    python scripts/check_versions.py 0.5.18=/path/of/environment      # with an environment that is there
+    python scripts/check_versions.py 0.5.20 0.5.24                    # these; the second has not been run before
+    python scripts/check_versions.py 0.5.20=/path/of/environment      # with an environment that is there
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def setup(venv: Path, release: str = MAIN) -> None:
         )
     steps = gpu_steps(release) if shutil.which("nvidia-smi") else cpu_steps(release)
     stamp = venv / "sglang-spark.stamp"
-    state = fingerprint(steps, release)
+    state = fingerprint(steps)
     if stamp.exists() and stamp.read_text() == state:
         return
     stamp.unlink(missing_ok=True)
@@ -64,8 +64,6 @@ def setup(venv: Path, release: str = MAIN) -> None:
     for number, (what, arguments) in enumerate(steps, start=1):
         announce(number, len(steps), what)
         install(venv, what, arguments)
-    if patch_of(release).exists():
-        apply_patch(venv, patch_of(release))
     check_imports(venv)
     stamp.write_text(state)
 
@@ -73,17 +71,13 @@ def setup(venv: Path, release: str = MAIN) -> None:
 def cpu_steps(release: str) -> list[tuple[str, list[str]]]:
     """What to install without an accelerator, in order: torch first, or other packages pull its CUDA build."""
     sglang = f"sglang=={release}"
-    for_cpu_host = [ROOT / "patches" / "cpu_host"]
-    if patch_of(release).exists():
-        # Releases that need a patch import CUDA kernels on every host.
-        for_cpu_host.append(ROOT / "patches" / "sgl_kernel")
     return [
         (f"{TORCH} (a few minutes the first time)", [TORCH]),
         ("packages SGLang needs to serve text", cpu_requirements(release)),
         (f"{sglang} without its CUDA dependencies", ["--no-deps", sglang]),
         (
             "what SGLang needs on a host without an accelerator",
-            ["--no-deps", *map(str, for_cpu_host)],
+            ["--no-deps", str(ROOT / "patches" / "cpu_host")],
         ),
         ("sglang-spark", ["--no-deps", "--editable", str(ROOT)]),
     ]
@@ -108,17 +102,10 @@ def gpu_steps(release: str) -> list[tuple[str, list[str]]]:
     ]
 
 
-def patch_of(release: str) -> Path:
-    """Where the patch of an SGLang release is, for those that need one."""
-    return ROOT / "patches" / "sglang" / f"{release}.patch"
-
-
-def fingerprint(steps: list[tuple[str, list[str]]], release: str) -> str:
+def fingerprint(steps: list[tuple[str, list[str]]]) -> str:
     """Changes when what is to be installed does."""
     sources = [ROOT / "pyproject.toml"]
     sources += [ROOT / "patches" / "cpu_host" / "pyproject.toml", *sorted((ROOT / "patches" / "cpu_host").glob("*.py"))]
-    if patch_of(release).exists():
-        sources += [patch_of(release), *sorted((ROOT / "patches" / "sgl_kernel").rglob("*.py"))]
     digest = hashlib.sha256(repr((sys.version, steps)).encode())
     for source in sources:
         digest.update(source.read_bytes())
@@ -142,20 +129,6 @@ def install(venv: Path, what: str, arguments: list[str]) -> None:
         print(result.stderr, file=sys.stderr)
         reason = errors[0] if errors else last_line(result.stderr)
         raise SetupError(f"installing {what} failed: {reason} (`pip install {' '.join(arguments)}`)")
-
-
-def apply_patch(venv: Path, patch: Path) -> None:
-    """Patch the SGLang that is installed in ``venv``, unless that has been done."""
-    if shutil.which("patch") is None:
-        raise SetupError(f"{patch.name} needs the program patch; install it")
-    (package,) = venv.glob("lib/python*/site-packages/sglang")
-    command = ["patch", "-p1", "--fuzz=0", "-i", str(patch)]
-    undo = subprocess.run([*command, "--dry-run", "--reverse", "--force"], cwd=package.parent, capture_output=True)
-    if undo.returncode == 0:
-        return
-    result = subprocess.run([*command, "--forward"], cwd=package.parent, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise SetupError(f"{patch.name} does not apply: {last_line(result.stdout + result.stderr)}")
 
 
 def check_imports(venv: Path) -> None:

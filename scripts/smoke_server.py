@@ -23,7 +23,7 @@ from recall_tasks import make_items  # noqa: E402
 FLAGS = ("--dtype", "float32", "--random-seed", "0", "--max-running-requests", "8", "--max-total-tokens", "4096")
 MODES = {
     "compressed": ("--kv-compress", "spark"),
-    "lossless": ("--kv-compress", "spark", "--spark-key-ratio", "0"),
+    "lossless": ("--kv-compress", "spark", "--spark-key-ratio", "0", "--spark-value-dtype", "auto"),
     "dense": (),
 }
 NEW_TOKENS = 24
@@ -66,9 +66,11 @@ def main() -> int:
 
 def _check_targets() -> None:
     """Everything that SparK hooks into is there, also in a release that start-up does not question."""
-    from sglang_spark import plugin
+    from sglang_spark.hooks import HOOKS
+    from sglang_spark.targets import CALLED
 
-    problems = [problem for target in plugin.TARGETS if (problem := target.problem()) is not None]
+    targets = (*CALLED, *(hook.target for hook in HOOKS))
+    problems = [problem for target in targets if (problem := target.problem()) is not None]
     if problems:
         raise SmokeFailed("; ".join(problems))
 

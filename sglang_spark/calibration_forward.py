@@ -26,9 +26,9 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import require_attn_tp_gather, require_mlp_tp_gather
 
-from sglang_spark.adapters import settings
 from sglang_spark.calibration import AUTO, STATISTICS, Calibration, Model
 from sglang_spark.calibration_text import STRETCHES
+from sglang_spark.server_args import published
 from spark_kernels.reference import dense_attention
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class StatisticsBackend(AttentionBackend):
 
 def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     """The calibration that ``--spark-calibration`` asks for, of the layers and heads that this process holds."""
-    model, source = Model.of(model_runner.model_config), settings.memory_settings().spark_calibration
+    model, source = Model.of(model_runner.model_config), published().spark_calibration
     calibration = collect(model_runner, tokenizer) if source == AUTO else Calibration.load(source, model)
     output = os.environ.get(OUTPUT_VARIABLE)
     if output and torch.distributed.get_rank() == 0:

@@ -54,8 +54,8 @@ class SparkConfig:
         """
         bits = args.spark_restore_bits
         config = cls(
-            key_ratio=args.spark_key_ratio,
-            restore_bits=default_restore_bits(head_dim) if bits is None else bits,
+            key_ratio=_number("--spark-key-ratio", args.spark_key_ratio),
+            restore_bits=default_restore_bits(head_dim) if bits is None else _number("--spark-restore-bits", bits),
             dense_layers=parse_layers(args.spark_dense_layers, num_layers),
             value_dtype=args.spark_value_dtype,
         )
@@ -92,14 +92,29 @@ def default_restore_bits(head_dim: int) -> float:
     return 3 if head_dim >= 128 else 4
 
 
-def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
-    """Layer ids from numbers and ranges such as ``'0,1,30-31'``.
+def _number(flag: str, value: Any) -> float:
+    """A number, which may have come as text: keywords of ``sgl.Engine`` have whatever type they have."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{flag}={value!r}: is not a number") from None
+
+
+def parse_layers(layers: Any, num_layers: int) -> tuple[int, ...]:
+    """Layer ids from numbers and ranges: ``'0,1,30-31'``, or a number or a list of such, as YAML and Python have them.
 
     Raises
     ------
     ValueError
-        The text does not parse, or names a layer that a model of ``num_layers`` layers does not have.
+        They do not parse, or name a layer that a model of ``num_layers`` layers does not have.
     """
+    text = ",".join(map(str, layers)) if isinstance(layers, (list, tuple)) else str(layers)
+    return _parse_layers(text, num_layers)
+
+
+def _parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
     layers: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = _LAYER_OR_RANGE.fullmatch(part)

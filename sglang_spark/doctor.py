@@ -109,17 +109,17 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
     SystemExit
         SGLang's parser does not know a flag or its value; it has printed which.
     """
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    from sglang.srt.runtime_context import publish
     from sglang.srt.server_args import prepare_server_args
 
-    from sglang_spark import adapters
     from sglang_spark.calibration import checked_source
     from sglang_spark.layout import planned_layouts
 
     arguments = prepare_server_args(["--model-path", model_path, *flags, "--kv-compress", "spark"])
-    adapters.arguments.resolve(arguments)
-    adapters.settings.publish(arguments)
-    resolved = adapters.arguments.resolved(arguments)
-    model_config = adapters.arguments.model_config(arguments)
+    arguments.resolve_once()
+    publish(arguments, role="scheduler")
+    resolved, model_config = resolving_view(arguments), model_config_of(arguments)
     layouts = planned_layouts(resolved, model_config)
     layout = max(layouts, key=lambda layout: layout.bytes_per_token)
     bytes_per_token = {

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from sglang_spark.targets import CALLED, UnsupportedSGLangError, check_release
+
 DISTRIBUTION = "sglang-spark"
 # Names of checks of hooks begin with it.
 HOOK = "hook "
@@ -30,7 +32,9 @@ def check_environment() -> list[Check]:
     """Python, packages, the plugin, every hook and the device, in the order in which they depend on each other."""
     checks = [*_packages()]
     if all(check.ok for check in checks):
-        checks += [_plugin(), *_hooks(), _device()]
+        checks.append(_plugin())
+    if all(check.ok for check in checks):
+        checks += [*_hooks(), _device()]
     return checks
 
 
@@ -66,19 +70,23 @@ def _plugin() -> Check:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     load_plugins()
-    from sglang_spark import plugin
+    try:
+        check_release(version("sglang"), CALLED)
+    except UnsupportedSGLangError as error:
+        return Check("plugin", False, str(error))
+    from sglang_spark.hooks import HOOKS
 
-    loaded = all(hook.target.path in HookRegistry._hooks for hook in plugin.HOOKS)
+    loaded = all(hook.target.path in HookRegistry._hooks for hook in HOOKS)
     only = os.environ.get("SGLANG_PLUGINS")
     detail = "loaded by SGLang" if loaded else "not loaded by SGLang" + (f": SGLANG_PLUGINS={only}" if only else "")
     return Check("plugin", loaded, detail)
 
 
 def _hooks() -> list[Check]:
-    from sglang_spark import plugin
+    from sglang_spark.hooks import HOOKS
 
     checks = []
-    for hook in plugin.HOOKS:
+    for hook in HOOKS:
         problem = hook.target.problem()
         if problem is None and not hook.is_applied():
             problem = f"{hook.target.path} is not hooked in this process"

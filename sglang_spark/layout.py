@@ -5,14 +5,31 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from sglang_spark.adapters import settings
-from sglang_spark.adapters.model_share import ModelShare
 from sglang_spark.config import SparkConfig
+from sglang_spark.server_args import published
 from spark_kernels.formats import KeyFormat, Pruned, ValueFormat
+
+
+class ModelShare(NamedTuple):
+    """What a process's pool is made for.
+
+    Parameters
+    ----------
+    model_config
+        SGLang's ``ModelConfig`` of the model.
+    layers
+        Global ids of the layers that the process holds.
+    model_dtype
+        What a dense cache would store.
+    """
+
+    model_config: Any
+    layers: range
+    model_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,7 @@ class PoolLayout:
             Processes that share the heads of an attention layer.
         """
         model_config = share.model_config
-        config = SparkConfig.of(settings.memory_settings(), model_config)
+        config = SparkConfig.of(published(), model_config)
         auto_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else share.model_dtype
         return cls(
             key_formats=tuple(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_spark import adapters
 from sglang_spark.layout import PoolLayout
+from sglang_spark.server_args import is_spark, published
 
 
 class CacheUsage:
@@ -29,10 +29,11 @@ class CacheUsage:
         self.restored_prefix_tokens = 0
 
     def count(self, forward_batch: Any) -> None:
-        """Add a batch that has run; reads only what SGLang keeps on the host."""
+        """Add a batch; reads only what SGLang keeps on the host."""
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            self.rows_written += forward_batch.batch_size
+            # A captured batch is filled up with padding.
+            self.rows_written += forward_batch.batch_size - (getattr(forward_batch, "num_padding", 0) or 0)
         elif mode.is_extend():
             self.rows_written += sum(forward_batch.extend_seq_lens_cpu)
             self.restored_prefix_tokens += sum(forward_batch.extend_prefix_lens_cpu)
@@ -61,6 +62,12 @@ def watch(usage: CacheUsage) -> None:
     _usage = usage
 
 
+def count(forward_batch: Any) -> None:
+    """Add a batch that attention is planned for."""
+    if _usage is not None:
+        _usage.count(forward_batch)
+
+
 def show_calibration(source: str, fingerprint: str) -> None:
     """Report a calibration beside the cache that it is for."""
     _usage.calibration = {"source": source, "fingerprint": fingerprint}
@@ -77,7 +84,9 @@ class SparkCollector:
 
     def __init__(self, collector: Any):
         # Not at the top: SGLang sets PROMETHEUS_MULTIPROC_DIR before it imports these.
-        gauge_class, counter_class = adapters.stats.metric_classes(collector)
+        from prometheus_client import Counter, Gauge
+
+        gauge_class, counter_class = collector._gauge_cls or Gauge, collector._counter_cls or Counter
         self._labels = collector.labels
 
         def gauge(name: str, documentation: str):
@@ -118,9 +127,10 @@ class SparkCollector:
         if _usage is None:
             return
         report = _usage.report()
+        held = stats.kv_used_tokens + stats.kv_evictable_tokens
         for name, gauge in self._sizes.items():
             gauge.labels(**self._labels).set(report[name])
-        self._saved_bytes.labels(**self._labels).set(_usage.saved_bytes(adapters.stats.held_tokens(stats)))
+        self._saved_bytes.labels(**self._labels).set(_usage.saved_bytes(held))
         for name, counter in self._counters.items():
             counter.labels(**self._labels).inc(report[name] - self._counted[name])
             self._counted[name] = report[name]
@@ -128,7 +138,7 @@ class SparkCollector:
 
 def add_metrics(_, collector, *args, **kwargs):
     """After SGLang's scheduler collector is made: SparK's metrics beside its own."""
-    if adapters.settings.memory_settings().kv_compress == "spark":
+    if is_spark(published()):
         collector.spark = SparkCollector(collector)
 
 
@@ -136,12 +146,6 @@ def log_metrics(_, collector, stats):
     """After SGLang has published its scheduler metrics."""
     if hasattr(collector, "spark"):
         collector.spark.log(stats)
-
-
-def count_batch(_, runner, forward_batch, *args, **kwargs):
-    """After the model has run a batch."""
-    if _usage is not None and not runner.is_draft_worker:
-        _usage.count(forward_batch)
 
 
 def add_server_info(output, scheduler, recv_req):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import KvBufferDesc, MHATokenToKVPool
 
-from sglang_spark.adapters import pools
 from sglang_spark.calibration import Calibration
 from sglang_spark.layout import PoolLayout
 from spark_kernels.formats import Pruned
 from spark_kernels.rows import LayerRows
 
 
-class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
+class SparkTokenToKVPool(MHATokenToKVPool):
     """A pool whose key of a token and KV head is one SparK row, and whose value is one value row.
 
     To SGLang it is an ``MHATokenToKVPool`` of dtype uint8 whose head_dim is the size of a row, so slot moves, CPU
@@ -29,14 +29,12 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
     layout
         Row formats of the layers.
     dtype, head_num, head_dim, layer_num, v_head_dim
-        As SGLang passes them for a dense pool (0.5.10 without ``v_head_dim``); the layout replaces them.
+        As SGLang passes them for a dense pool; the layout replaces them.
     kwargs
         Everything else goes to ``MHATokenToKVPool``.
     """
 
-    def __init__(
-        self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, layer_num, v_head_dim=None, **kwargs
-    ):
+    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim, layer_num, **kwargs):
         self.layout = layout
         # Of this process's layers and heads; set once, before the first row is written.
         self.calibration: Calibration | None = None
@@ -78,9 +76,15 @@ class SparkTokenToKVPool(pools.RowBuffers, MHATokenToKVPool):
         values = [self.layout.value_format.row_bytes] * len(keys)
         return [(self.size + self.page_size, self.head_num, row_bytes) for row_bytes in keys + values]
 
-    def make_buffers(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Zeroed rows of keys and of values, one uint8 tensor per layer each."""
+    def _create_buffers_normal(self):
         pool = torch.cuda.use_mem_pool(self.custom_mem_pool) if self.enable_custom_mem_pool else nullcontext()
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE), pool:
             buffers = [torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in self.buffer_shapes()]
-        return buffers[: self.layer_num], buffers[self.layer_num :]
+        self.k_buffer, self.v_buffer = buffers[: self.layer_num], buffers[self.layer_num :]
+
+    def _build_kv_buffer_descs(self):
+        names = [f"{kind}{layer}" for kind in "kv" for layer in range(self.layer_num)]
+        return [
+            KvBufferDesc(name, shape, row_bytes=math.prod(shape[1:]), tokens_per_row=1)
+            for name, shape in zip(names, self.buffer_shapes(), strict=True)
+        ]

@@ -1,16 +1,5 @@
 """The SGLang releases that ``scripts/check_versions.py`` has served with; docs/versions.md says how."""
 
-RUN_WITH = (
-    "0.5.10.post1",
-    "0.5.14",
-    "0.5.16",
-    "0.5.17",
-    "0.5.18",
-    "0.5.19",
-    "0.5.20",
-    "0.5.21",
-    "0.5.22",
-    "0.5.23",
-)
+RUN_WITH = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
 # What `make` installs and the tests run with.
 MAIN = "0.5.21"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
+
 from sglang_spark import refusals
-from sglang_spark.adapters import arguments
-from sglang_spark.calibration import AUTO, checked_source
+from sglang_spark.calibration import checked_source
 from sglang_spark.conditions import BACKEND, Launch
-from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_VALUE_DTYPE, SparkConfig
-from sglang_spark.server_args import KV_COMPRESS_CHOICES
+from sglang_spark.config import SparkConfig
+from sglang_spark.server_args import DEFAULTS, KV_COMPRESS_CHOICES, is_spark
 
 
 def check_request(server_args: Any, previous: Any) -> None:
@@ -23,11 +24,11 @@ def check_request(server_args: Any, previous: Any) -> None:
         SparK was asked for and cannot be honoured, or was not asked for and has settings.
     """
     previous(server_args)
-    requested = arguments.requested(server_args)
-    if requested["kv_compress"] not in KV_COMPRESS_CHOICES:
-        raise ValueError(f"--kv-compress={requested['kv_compress']}: use one of {', '.join(KV_COMPRESS_CHOICES)}")
-    if requested["kv_compress"] == "none":
-        _check_nothing_spark_was_asked(requested)
+    asked = server_args._raw_input.get("kv_compress", "none")
+    if asked not in KV_COMPRESS_CHOICES:
+        raise ValueError(f"--kv-compress={asked}: use one of {', '.join(KV_COMPRESS_CHOICES)}")
+    if asked == "none":
+        _check_nothing_spark_was_asked(server_args._raw_input)
     else:
         _check_possible(server_args)
 
@@ -40,10 +41,11 @@ def choose_backend(server_args: Any, previous: Any) -> None:
     ValueError
         What SGLang resolved since `check_request` makes SparK impossible.
     """
-    if server_args.kv_compress == "spark":
+    if is_spark(server_args):
         _check_possible(server_args)
-        arguments.declare(
+        declare_resolution(
             server_args,
+            "sglang_spark",
             attention_backend=BACKEND,
             prefill_attention_backend=None,
             decode_attention_backend=None,
@@ -52,28 +54,18 @@ def choose_backend(server_args: Any, previous: Any) -> None:
 
 
 def _check_possible(server_args: Any) -> None:
-    model_config = arguments.model_config(server_args)
-    launch = Launch(arguments.requested(server_args), arguments.resolved(server_args), model_config)
-    refusals.check(launch)
+    model_config = model_config_of(server_args)
+    refusals.check(Launch(server_args._raw_input, resolving_view(server_args), model_config))
     SparkConfig.of(server_args, model_config)
     checked_source(server_args.spark_calibration, model_config)
 
 
 def _check_nothing_spark_was_asked(requested: dict[str, Any]) -> None:
     """A SparK setting without ``--kv-compress spark`` is a mistake that would serve dense."""
-    set_anyway = {
-        "--spark-key-ratio": requested["spark_key_ratio"] != DEFAULT_KEY_RATIO,
-        "--spark-restore-bits": requested["spark_restore_bits"] is not None,
-        "--spark-dense-layers": requested["spark_dense_layers"] != "",
-        "--spark-value-dtype": requested["spark_value_dtype"] != DEFAULT_VALUE_DTYPE,
-        "--spark-calibration": requested["spark_calibration"] != AUTO,
-        "--attention-backend spark": BACKEND
-        in (
-            requested["attention_backend"],
-            requested["prefill_attention_backend"],
-            requested["decode_attention_backend"],
-        ),
-    }
-    flags = [flag for flag, is_set in set_anyway.items() if is_set]
+    flags = [
+        f"--{name.replace('_', '-')}" for name, default in DEFAULTS.items() if requested.get(name, default) != default
+    ]
+    backends = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+    flags += [f"--{name.replace('_', '-')} {BACKEND}" for name in backends if requested[name] == BACKEND]
     if flags:
         raise ValueError(f"{', '.join(flags)}: has no effect without --kv-compress spark; add it")

@@ -1,27 +1,28 @@
-"""The command-line flags, as fields of SGLang's own argument record."""
+"""The command-line flags: a record of SGLang's arguments with six fields more, made where somebody asks for SparK.
+
+SGLang's own class stays what and where it is. Its parser learns the flags, and arguments that use one become a
+`SparkServerArgs`; all others are made by SGLang as if this package were not installed.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from sglang.srt.arg_groups.arg_utils import A, Arg, add_cli_args_from_dataclass, record_fields
 from sglang.srt.server_args import ServerArgs
 
-from sglang_spark.adapters import arguments
 from sglang_spark.calibration import AUTO as DEFAULT_CALIBRATION
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_VALUE_DTYPE
 
-A, Arg = arguments.annotation()
 KvCompress = Literal["none", "spark"]
 KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 
 
-@arguments.complete
-class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
-    """SGLang's server arguments and six more.
+class SparkServerArgs(ServerArgs, dict=True):
+    """SGLang's server arguments and six more, for ``sgl.Engine(server_args=...)`` and programs that launch servers.
 
-    Being fields of the record makes them command-line flags, keys of ``--config`` files, keywords of ``sgl.Engine``
-    and part of ``/server_info``; every process reads them as ``get_memory().kv_compress`` and so on. The class is
-    importable by name because the record travels to the scheduler processes by pickle.
+    Being fields of the record makes them keys of ``--config`` files, keywords of ``sgl.Engine`` and part of
+    ``/server_info``. The class is importable by name because the record travels to scheduler processes by pickle.
     """
 
     _NS_PATH = "memory"
@@ -49,8 +50,8 @@ class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
         ),
     ] = None
     spark_dense_layers: A[
-        str,
-        Arg(help="Layers that keep whole keys, as numbers and ranges: '0,1,30-31'. Empty for none."),
+        str | list,
+        Arg(help="Layers that keep whole keys, as numbers and ranges: '0,1,30-31'. Empty for none.", nargs="+"),
     ] = ""
     spark_value_dtype: A[
         Literal["auto", "int4", "int3"],
@@ -67,3 +68,59 @@ class SparkServerArgs(ServerArgs, **arguments.CLASS_KEYWORDS):
             "need the same file."
         ),
     ] = DEFAULT_CALIBRATION
+
+
+_OF_SGLANG = {field.name for field in record_fields(ServerArgs)}
+# Defaults by name, of the fields that are ours.
+DEFAULTS: dict[str, Any] = {
+    field.name: field.default for field in record_fields(SparkServerArgs) if field.name not in _OF_SGLANG
+}
+
+
+def add_flags(_, parser):
+    """After ``ServerArgs.add_cli_args``: SparK's flags beside SGLang's."""
+    add_cli_args_from_dataclass(parser, SparkServerArgs, fields=list(DEFAULTS))
+
+
+def record_of_flags(original, cls, args):
+    """Around ``ServerArgs.from_cli_args``: a record that has SparK's fields if the command line uses one.
+
+    Raises
+    ------
+    ValueError
+        It does, and the record is to be of a class that does not have them.
+    """
+    used = [name for name, default in DEFAULTS.items() if getattr(args, name, default) != default]
+    if not used or issubclass(cls, SparkServerArgs):
+        return original(cls, args)
+    if cls is not ServerArgs:
+        raise ValueError(
+            f"--{used[0].replace('_', '-')}: the arguments of this program are a {cls.__module__}.{cls.__qualname__}, "
+            "which has no such field; derive it from sglang_spark.server_args.SparkServerArgs"
+        )
+    return original(SparkServerArgs, args)
+
+
+def record_of_keywords(**keywords):
+    """What ``sgl.Engine(**keywords)`` makes its arguments with."""
+    return (ServerArgs if DEFAULTS.keys().isdisjoint(keywords) else SparkServerArgs)(**keywords)
+
+
+def teach_engine() -> None:
+    """Let ``sgl.Engine`` take the keywords, unless its class of arguments has been replaced by another's."""
+    from sglang.srt.entrypoints.engine import Engine
+
+    if Engine.server_args_class is ServerArgs:
+        Engine.server_args_class = staticmethod(record_of_keywords)
+
+
+def is_spark(server_args: Any) -> bool:
+    """Whether arguments ask for a compressed cache."""
+    return getattr(server_args, "kv_compress", "none") == "spark"
+
+
+def published() -> Any:
+    """The record that this process was started with."""
+    from sglang.srt.runtime_context import get_server_args
+
+    return get_server_args()

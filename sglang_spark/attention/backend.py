@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.runtime_context import get_parallel
 
-from sglang_spark import adapters
+from sglang_spark import metrics
 from sglang_spark.attention.indices import fill_slots, indptr
 from sglang_spark.pool import SparkTokenToKVPool
 from spark_kernels import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, SparkBatchWriteWrapper
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class SparkAttnBackend(adapters.backend.CaptureContract, AttentionBackend):
+class SparkAttnBackend(AttentionBackend):
     """Attention over compressed rows.
 
     Decode writes each new token's row and attends to rows only. Extend attends to the new chunk with its exact keys
@@ -53,7 +54,7 @@ class SparkAttnBackend(adapters.backend.CaptureContract, AttentionBackend):
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.device = torch.device(model_runner.device)
         logger.info(f"SparK attention: {'Triton' if runs_triton(self.device) else 'numba'} kernels on {self.device}")
-        num_qo_heads = model_runner.model_config.num_attention_heads // adapters.backend.attention_tp_size()
+        num_qo_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
         self.shape = (num_qo_heads, self.pool.layout.num_kv_heads, model_runner.model_config.head_dim)
         self.eager_decode = SparkBatchDecodeWrapper(self.device)
         # Of captured decode, by batch size; they share the buffers of `init_cuda_graph_state`.
@@ -69,6 +70,7 @@ class SparkAttnBackend(adapters.backend.CaptureContract, AttentionBackend):
         mode = forward_batch.forward_mode
         if mode.is_idle():
             return
+        metrics.count(forward_batch)
         if mode.is_decode():
             self._plan_eager_decode(forward_batch)
         else:
@@ -94,7 +96,9 @@ class SparkAttnBackend(adapters.backend.CaptureContract, AttentionBackend):
             )
         self.decode = self.captured_decode[batch_size]
         self._plan_decode(self.decode, forward_batch, kv_indptr, self.kv_indices)
-        if in_capture:
+        if not in_capture:
+            metrics.count(forward_batch)
+        else:
             # Of the graph: a replay's own slots have been copied there.
             self.writer.plan(forward_batch.out_cache_loc)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from sglang_spark.adapters import kv_indices
 from spark_kernels.implementation import runs_triton
 
 
@@ -46,7 +45,7 @@ def fill_slots(
     if lengths.numel() == 0:
         return out
     if runs_triton(out.device):
-        kv_indices.slots_kernel()[(lengths.numel(),)](
+        _slots_kernel()[(lengths.numel(),)](
             req_to_token, req_pool_indices, lengths, kv_indptr, None, out, req_to_token.stride(0)
         )
         return out
@@ -54,3 +53,12 @@ def fill_slots(
     taken = torch.arange(longest) < lengths[:, None]
     out[: int(kv_indptr[-1])] = req_to_token[req_pool_indices, :longest][taken]
     return out
+
+
+def _slots_kernel():
+    """``kernel[(batch,)](req_to_token, req_pool_indices, lengths, kv_indptr, None, out, stride)`` of SGLang."""
+    try:
+        from sglang.kernels.ops.attention.kv_indices import create_flashinfer_kv_indices_triton
+    except ModuleNotFoundError:  # up to 0.5.22
+        from sglang.kernels.ops.kvcache.kv_indices import create_flashinfer_kv_indices_triton
+    return create_flashinfer_kv_indices_triton

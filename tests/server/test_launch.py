@@ -50,7 +50,9 @@ def test_a_scheduler_without_the_plugin_does_not_serve(tmp_path):
     )
     output = result.stdout + result.stderr
     assert result.returncode != 0
-    assert "spark" in output.rpartition("Traceback")[2], output[-3000:]
+    assert "these SGLang functions are not hooked" in output or "No module named 'sglang_spark'" in output, output[
+        -3000:
+    ]
     assert "The server is fired up" not in output
 
 
@@ -58,9 +60,8 @@ def test_without_the_flag_the_plugin_changes_nothing():
     loaded = LocalServer(*FLAGS)
     absent = LocalServer(*FLAGS, env={"SGLANG_PLUGINS": "cpu_host"})
     with running(loaded, absent):
-        assert "spark_key_ratio" not in absent.info()
-        ignored = {"port", "kv_compress", "spark_key_ratio", "spark_restore_bits", "spark_dense_layers"}
-        with_plugin, without = (_settings(server, ignored) for server in (loaded, absent))
+        assert loaded.info().keys() == absent.info().keys()
+        with_plugin, without = (_settings(server) for server in (loaded, absent))
         assert with_plugin == without
         assert traffic.shared_prefix(loaded) == traffic.shared_prefix(absent)
         assert "SparK" not in loaded.log()
@@ -94,10 +95,10 @@ def test_the_offline_engine_example():
         assert turn.is_correct(answer), result.stdout
 
 
-def _settings(server: LocalServer, ignored: set[str]) -> dict:
+def _settings(server: LocalServer) -> dict:
     """What the server resolved from its arguments; not what it measured since."""
     from sglang.srt.arg_groups.arg_utils import record_fields
     from sglang.srt.server_args import ServerArgs
 
     info = server.info()
-    return {field.name: info.get(field.name) for field in record_fields(ServerArgs) if field.name not in ignored}
+    return {field.name: info.get(field.name) for field in record_fields(ServerArgs) if field.name != "port"}

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 @pytest.fixture
 def backend(monkeypatch) -> SparkAttnBackend:
-    monkeypatch.setattr("sglang_spark.adapters.backend.attention_tp_size", lambda: 1)
+    monkeypatch.setattr("sglang_spark.attention.backend.get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
     values = Numbers(HEAD_DIM, torch.float16)
     pool = make_pool(400, (Pruned.from_ratio(HEAD_DIM, 0.7, 3),), values, num_kv_heads=NUM_KV_HEADS)
     slots = 1 + torch.randperm(400)[: 5 * MAX_CONTEXT].view(5, MAX_CONTEXT)

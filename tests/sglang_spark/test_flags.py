@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import subprocess
+import sys
 
 import pytest
 from sglang.srt import server_args
+from sglang.srt.runtime_context import publish
 from sglang.srt.server_args import prepare_server_args
+
+from sglang_spark.config import parse_layers
+from sglang_spark.server_args import DEFAULTS, SparkServerArgs, is_spark, published
 
 FIELDS = ("kv_compress", "spark_key_ratio", "spark_restore_bits", "spark_dense_layers", "spark_value_dtype")
 
 
-def test_defaults_are_off(resolve):
+def test_without_a_flag_arguments_are_sglang_s_own(resolve, model_folder):
+    arguments = prepare_server_args(["--model-path", str(model_folder("llama"))])
+    assert type(arguments) is server_args.ServerArgs
     resolved = resolve()
-    assert [resolved[field] for field in FIELDS] == ["none", 0.96, None, "", "int4"]
-    assert resolved["attention_backend"] != "spark"
+    assert resolved["attention_backend"] != "spark" and DEFAULTS.keys().isdisjoint(resolved)
+
+
+def test_the_switch_alone_means_the_defaults(resolve):
+    resolved = resolve("--kv-compress", "spark")
+    assert [resolved[field] for field in FIELDS] == ["spark", 0.96, None, "", "int4"]
 
 
 def test_command_line(resolve):
@@ -23,28 +36,135 @@ def test_command_line(resolve):
         *("--spark-restore-bits", "2.5", "--spark-dense-layers", "0,2-3"),
         *("--spark-value-dtype", "int3"),
     )
-    assert [resolved[field] for field in FIELDS] == ["spark", 0.6, 2.5, "0,2-3", "int3"]
+    assert [resolved[field] for field in FIELDS] == ["spark", 0.6, 2.5, ["0,2-3"], "int3"]
     assert resolved["attention_backend"] == "spark"
 
 
-def test_yaml_config(model_folder, tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        f"model-path: {model_folder('llama')}\n"
-        "kv-compress: spark\nspark-key-ratio: 0.7\nspark-restore-bits: 0\nspark-dense-layers: 0-1\n"
-        "spark-value-dtype: auto\n"
+@pytest.mark.parametrize(
+    ("layers", "read"),
+    [("0-1", (0, 1)), ("[0, 3]", (0, 3)), ("0", (0,)), ("'0,2-3'", (0, 2, 3)), ("[0, 2-3]", (0, 2, 3))],
+)
+def test_yaml_config(layers, read, model_folder, tmp_path):
+    arguments = _from_yaml(
+        tmp_path,
+        f"model-path: {model_folder('llama')}",
+        "kv-compress: spark\nspark-key-ratio: 0.7\nspark-restore-bits: 0",
+        f"spark-dense-layers: {layers}\nspark-value-dtype: auto",
     )
-    arguments = prepare_server_args(["--config", str(config)])
-    assert [getattr(arguments, field) for field in FIELDS] == ["spark", 0.7, 0, "0-1", "auto"]
+    arguments.resolve_once()
+    assert (arguments.kv_compress, arguments.spark_key_ratio, arguments.spark_value_dtype) == ("spark", 0.7, "auto")
+    assert parse_layers(arguments.spark_dense_layers, 4) == read
 
 
-def test_engine_keywords(model_folder):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("kv-compress: no", "--kv-compress: invalid choice: 'false'"),
+        ("kv-compress: null", "--kv-compress: invalid choice: 'None'"),
+        ("kv-compress: spark\nspark-key-ratio: null", "--spark-key-ratio: invalid float value: 'None'"),
+        ("kv-compress: spark\nspark-restore-bits: [2, 3]", "unrecognized arguments: 3"),
+        ("kv_compress: spark", "unrecognized arguments: --kv_compress spark"),
+    ],
+)
+def test_what_yaml_makes_of_a_value_is_refused_in_terms_of_the_flag(line, message, model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        _from_yaml(tmp_path, f"model-path: {model_folder('llama')}", line)
+    assert message in capsys.readouterr().err
+
+
+def _from_yaml(tmp_path, *lines: str):
+    config = tmp_path / "config.yaml"
+    config.write_text("\n".join(lines) + "\n")
+    return prepare_server_args(["--config", str(config)])
+
+
+@pytest.mark.parametrize("model_class", [server_args.ServerArgs, SparkServerArgs])
+def test_engine_keywords(model_class, model_folder):
     from sglang.srt.entrypoints.engine import Engine
 
-    arguments = Engine.server_args_class(
-        model_path=str(model_folder("llama")), kv_compress="spark", spark_key_ratio=0.9
-    )
-    assert (arguments.kv_compress, arguments.spark_key_ratio) == ("spark", 0.9)
+    keywords = {"kv_compress": "spark", "spark_key_ratio": "0.9"} if model_class is SparkServerArgs else {}
+    arguments = Engine.server_args_class(model_path=str(model_folder("llama")), **keywords)
+    assert type(arguments) is model_class
+    assert {name: getattr(arguments, name) for name in keywords} == keywords
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"spark_key_ratio": "0.8"},
+        {"spark_restore_bits": "2"},
+        {"spark_restore_bits": 2.0},
+        {"spark_dense_layers": [0, 1]},
+        {"spark_dense_layers": 0},
+        {"spark_dense_layers": ["0", "2-3"]},
+    ],
+    ids=str,
+)
+def test_keywords_of_other_types_that_say_the_same(keywords, model_folder):
+    SparkServerArgs(model_path=str(model_folder("llama")), kv_compress="spark", **keywords).resolve_once()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"spark_key_ratio": "much"}, "--spark-key-ratio='much': is not a number"),
+        ({"spark_key_ratio": None}, "--spark-key-ratio=None: is not a number"),
+        ({"spark_key_ratio": float("nan")}, "--spark-key-ratio=nan"),
+        ({"spark_restore_bits": True}, "--spark-restore-bits=True: is not a number"),
+        ({"spark_dense_layers": None}, "--spark-dense-layers='None'"),
+        ({"spark_dense_layers": 1.5}, "--spark-dense-layers='1.5'"),
+        ({"spark_value_dtype": None}, "--spark-value-dtype=None"),
+        ({"kv_compress": "sparks"}, "--kv-compress=sparks: use one of none, spark"),
+        ({"kv_compress": True}, "--kv-compress=True: use one of none, spark"),
+    ],
+    ids=str,
+)
+def test_keywords_that_say_nothing_are_refused_in_terms_of_the_flag(keywords, message, model_folder):
+    arguments = SparkServerArgs(**{"model_path": str(model_folder("llama")), "kv_compress": "spark", **keywords})
+    with pytest.raises(ValueError, match=message):
+        arguments.resolve_once()
+
+
+class OwnArgs(server_args.ServerArgs, dict=True):
+    """What another program may derive."""
+
+
+def test_a_program_with_arguments_of_its_own_serves_dense(model_folder):
+    parser = argparse.ArgumentParser()
+    OwnArgs.add_cli_args(parser)
+    arguments = OwnArgs.from_cli_args(parser.parse_args(["--model-path", str(model_folder("llama"))]))
+    assert type(arguments) is OwnArgs
+    publish(arguments, role="scheduler")
+    assert not is_spark(published())
+    compressed = parser.parse_args(["--model-path", str(model_folder("llama")), "--kv-compress", "spark"])
+    with pytest.raises(ValueError, match=r"--kv-compress: .*OwnArgs.*derive it from .*SparkServerArgs"):
+        OwnArgs.from_cli_args(compressed)
+
+
+ARGUMENTS_BEFORE_PLUGINS = """
+import pickle, sys
+from sglang.srt.server_args import ServerArgs, prepare_server_args
+made = ServerArgs(model_path=sys.argv[1], device="cpu")
+parsed = prepare_server_args(["--model-path", sys.argv[1], "--device", "cpu"])
+parsed.resolve_once()
+from sglang.srt.plugins import load_plugins
+load_plugins()
+import sglang.srt.server_args
+assert sglang.srt.server_args.ServerArgs is ServerArgs
+from sglang.srt.runtime_context import publish
+from sglang_spark.server_args import is_spark, published
+for arguments in (made, parsed):
+    arguments = pickle.loads(pickle.dumps(arguments))
+    publish(arguments, role="scheduler")
+    assert published() is arguments and not is_spark(arguments)
+print("DENSE")
+"""
+
+
+def test_arguments_made_before_plugins_load_serve_dense(model_folder):
+    command = [sys.executable, "-c", ARGUMENTS_BEFORE_PLUGINS, str(model_folder("llama"))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stdout.endswith("DENSE\n"), result.stderr
 
 
 def test_settings_survive_the_way_to_a_scheduler_process(model_folder):
@@ -97,9 +217,3 @@ def test_unknown_choices_are_refused_by_the_parser(flags, resolve, capsys):
     with pytest.raises(SystemExit):
         resolve("--kv-compress", "spark", *flags)
     assert "invalid choice" in capsys.readouterr().err
-
-
-def test_unknown_choice_as_engine_keyword_is_refused(model_folder):
-    arguments = server_args.ServerArgs(model_path=str(model_folder("llama")), kv_compress="sparks")
-    with pytest.raises(ValueError, match="--kv-compress=sparks: use one of none, spark"):
-        arguments.resolve_once()

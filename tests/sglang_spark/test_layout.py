@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sglang_spark.adapters import pools
+from sglang_spark.hooks import share_of
 from sglang_spark.layout import PoolLayout, planned_layouts
 from spark_kernels import Numbers
 
@@ -16,17 +16,17 @@ HEAD_BYTES = 2 * 2 * 128  # of a dense bfloat16 key and value
 @pytest.fixture
 def plan(model_folder):
     """A function from a model and flags to the layouts of its pipeline stages."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    from sglang.srt.runtime_context import publish
     from sglang.srt.server_args import prepare_server_args
-
-    from sglang_spark import adapters
 
     def planned(*flags: str, model: str = "llama") -> list[PoolLayout]:
         arguments = prepare_server_args(
             ["--model-path", str(model_folder(model)), "--device", "cpu", "--kv-compress", "spark", *flags]
         )
-        adapters.arguments.resolve(arguments)
-        adapters.settings.publish(arguments)
-        return planned_layouts(adapters.arguments.resolved(arguments), adapters.arguments.model_config(arguments))
+        arguments.resolve_once()
+        publish(arguments, role="scheduler")
+        return planned_layouts(resolving_view(arguments), model_config_of(arguments))
 
     return planned
 
@@ -88,4 +88,4 @@ def test_a_looped_model_caches_each_layer_once_per_loop(end_layer, counted, plan
     builder = SimpleNamespace(
         layer_info=info, model_config=ModelConfig(str(model_folder("nanbeige-looped"))), model_dtype=layout.model_dtype
     )
-    assert pools.share_of(builder).layers == range(8)
+    assert share_of(builder).layers == range(8)

@@ -89,10 +89,12 @@ def test_nothing_is_reported_without_a_compressed_cache(monkeypatch, collector):
     collector.log(SimpleNamespace(kv_used_tokens=30, kv_evictable_tokens=70))
     state = SimpleNamespace(internal_state={})
     metrics.add_server_info(state, None, None)
-    metrics.count_batch(None, SimpleNamespace(is_draft_worker=False), _batch(ForwardMode.DECODE, size=1))
+    metrics.count(_batch(ForwardMode.DECODE, size=1))
     assert Recorded.values == {} and state.internal_state == {}
 
 
-def test_draft_workers_do_not_count(usage):
-    metrics.count_batch(None, SimpleNamespace(is_draft_worker=True), _batch(ForwardMode.DECODE, size=1))
-    assert usage.rows_written == 0
+def test_padding_of_a_captured_batch_is_not_counted(usage):
+    batch = _batch(ForwardMode.DECODE, size=8)
+    batch.num_padding = 3
+    metrics.count(batch)
+    assert usage.rows_written == 5

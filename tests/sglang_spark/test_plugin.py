@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from sglang_spark import plugin
-from sglang_spark.adapters.targets import Target
 from sglang_spark.attention.backend import SparkAttnBackend, check_layers
+from sglang_spark.hooks import HOOKS
+from sglang_spark.targets import Target
 
 
 def test_entry_point_names_register():
@@ -22,16 +24,23 @@ def test_every_hook_is_applied():
     plugin.check_installed()
 
 
-@pytest.mark.parametrize("hook", plugin.HOOKS, ids=lambda hook: hook.target.path.rpartition(".")[2])
-def test_a_hook_that_was_not_applied_is_named(hook, monkeypatch):
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.target.path.rpartition(".")[2])
+def test_a_hook_that_another_s_wrapper_replaces_is_named(hook, monkeypatch):
     owner, _, attribute = hook.target.path.rpartition(".")
-    monkeypatch.setattr(Target(owner).current(), attribute, lambda *args: None)
+    other = functools.wraps(lambda *args: None)(lambda *args: None)
+    monkeypatch.setattr(Target(owner).current(), attribute, staticmethod(other))
     with pytest.raises(RuntimeError, match=hook.target.path):
         plugin.check_installed()
 
 
-def test_every_hook_gives_a_reason():
-    assert all(hook.reason for hook in plugin.HOOKS)
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.target.path.rpartition(".")[2])
+def test_a_hook_below_another_s_wrapper_is_found(hook, monkeypatch):
+    owner, _, attribute = hook.target.path.rpartition(".")
+    current = Target(owner).current().__dict__[attribute]
+    inner = current.__func__ if isinstance(current, (staticmethod, classmethod)) else current
+    outer = functools.wraps(inner)(lambda *args: inner(*args))
+    monkeypatch.setattr(Target(owner).current(), attribute, outer)
+    assert hook.is_applied()
 
 
 def test_backend_refuses_a_dense_pool():

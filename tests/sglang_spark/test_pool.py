@@ -10,13 +10,13 @@ from model_configs import write_model
 from row_pools import make_pool, pruned
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
-from sglang.srt.runtime_context import get_context, publish
-from sglang.srt.server_args import prepare_server_args
+from sglang.srt.runtime_context import publish
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from sglang_spark.adapters import pools
+from sglang_spark.hooks import share_of
 from sglang_spark.layout import PoolLayout
 from sglang_spark.pool import SparkTokenToKVPool
+from sglang_spark.server_args import record_of_keywords
 from spark_kernels import Numbers
 
 NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 128
@@ -25,11 +25,8 @@ DENSE_BYTES = NUM_LAYERS * NUM_KV_HEADS * 2 * HEAD_DIM * 2
 
 @pytest.fixture(scope="module")
 def configurator(tmp_path_factory):
-    """What SGLang sizes a pool from, for the small Llama in bfloat16, with arguments published."""
+    """What SGLang sizes a pool from, for the small Llama in bfloat16."""
     folder = write_model(tmp_path_factory.mktemp("model"), "llama")
-    arguments = prepare_server_args(["--model-path", str(folder)])
-    arguments.resolve_once()
-    publish(arguments, role="scheduler")
     return SimpleNamespace(
         model_config=ModelConfig(str(folder)),
         layer_info=SimpleNamespace(start_layer=0, end_layer=NUM_LAYERS, num_effective_layers=NUM_LAYERS),
@@ -39,16 +36,26 @@ def configurator(tmp_path_factory):
         use_mla_backend=False,
         is_draft_worker=False,
         spec_algorithm=SpeculativeAlgorithm.NONE,
-        server_args=arguments,
         pp_size=1,
     )
 
 
+def _publish(configurator, **settings):
+    arguments = record_of_keywords(model_path=configurator.model_config.model_path, **settings)
+    publish(arguments, role="scheduler")
+    return arguments
+
+
 def _tokens_in(budget: int, configurator, *, kv_cache_dtype: str = "auto", **settings) -> int:
-    get_context().override("test", **{"kv_compress": "none", "spark_dense_layers": "", **settings})
+    arguments = _publish(configurator, **settings)
     value_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else torch.bfloat16
     configurator = SimpleNamespace(
-        **{**vars(configurator), "kv_cache_dtype": value_dtype, "kv_cache_dtype_str": kv_cache_dtype}
+        **{
+            **vars(configurator),
+            "kv_cache_dtype": value_dtype,
+            "kv_cache_dtype_str": kv_cache_dtype,
+            "server_args": arguments,
+        }
     )
     return DefaultPoolConfigurator(configurator).calculate_pool_sizes(budget, 1).max_total_num_tokens
 
@@ -78,17 +85,14 @@ def _tokens_in(budget: int, configurator, *, kv_cache_dtype: str = "auto", **set
 )
 def test_capacity_grows_by_the_ratio_of_bytes_per_token(settings, bytes_per_token, configurator):
     budget = 64 << 20
-    settings = {"spark_key_ratio": 0.96, "spark_restore_bits": None, "spark_value_dtype": "int4", **settings}
     assert _tokens_in(budget, configurator) == budget // DENSE_BYTES
     assert _tokens_in(budget, configurator, kv_compress="spark", **settings) == budget // bytes_per_token
 
 
 @pytest.mark.parametrize(("value_dtype", "values"), [("auto", "bfloat16"), ("int4", "int4")])
 def test_layout_follows_the_published_settings(value_dtype, values, configurator):
-    settings = {"spark_key_ratio": 0.96, "spark_restore_bits": None, "spark_value_dtype": value_dtype}
-    settings["spark_dense_layers"] = "1"
-    get_context().override("test", kv_compress="spark", **settings)
-    layout = PoolLayout.of(pools.share_of(configurator), "auto", 1)
+    _publish(configurator, kv_compress="spark", spark_value_dtype=value_dtype, spark_dense_layers="1")
+    layout = PoolLayout.of(share_of(configurator), "auto", 1)
     assert [key_format.row_bytes for key_format in layout.key_formats] == [64, 256, 64, 64]
     assert layout.dense_bytes_per_token == DENSE_BYTES
     line = layout.summary(1000)

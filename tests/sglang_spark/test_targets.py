@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_spark import plugin
-from sglang_spark.adapters.targets import Target
+from sglang_spark.hooks import HOOKS
+from sglang_spark.targets import CALLED, Target
 
 ROWS = 7
 
@@ -55,18 +54,19 @@ def test_another_signature_is_shown_with_the_expected_one(expected, shown):
     assert problem == f"{__name__}.Pool.move takes (self, target, source, *rest, **kwargs) instead of ({shown})"
 
 
-@pytest.mark.parametrize("target", plugin.TARGETS, ids=lambda target: target.path)
+@pytest.mark.parametrize("target", [*CALLED, *(hook.target for hook in HOOKS)], ids=lambda target: target.path)
 def test_the_installed_release_has_every_target(target):
     # Inspected as SGLang has it: a hook's own wrapper keeps the signature of what it wraps.
     assert target.problem() is None
 
 
-@pytest.mark.parametrize("hook", plugin.HOOKS, ids=lambda hook: hook.target.path.rpartition(".")[2])
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.target.path.rpartition(".")[2])
 def test_a_replacement_accepts_what_sglang_passes_to_its_target(hook):
-    if hook.type is HookType.REPLACE:
-        return
     parameters = inspect.signature(hook.target.current()).parameters.values()
     by_position = [None for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     by_name = {parameter.name: None for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    # A class method's class is bound in the target and passed to what replaces it.
+    if inspect.ismethod(hook.target.current()):
+        by_position.append(None)
     # What the target was, or what it has returned, comes first.
     inspect.signature(hook.replacement).bind(None, *by_position, **by_name)

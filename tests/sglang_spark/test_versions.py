@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 
 import pytest
 
 import setup_env
-from setup_env import SetupError
-from sglang_spark import adapters, plugin
-from sglang_spark.adapters import targets
-from sglang_spark.adapters.targets import Target, UnsupportedSGLangError, check_release, warn_of_release
+from sglang_spark import plugin, targets
 from sglang_spark.releases import MAIN, RUN_WITH
+from sglang_spark.targets import Target, UnsupportedSGLangError, check_release, warn_of_release
 
 UNKNOWN = "0.99.0"
 THERE = Target("logging.getLogger", ("name",))
@@ -41,19 +38,18 @@ def test_a_release_that_was_run_is_not_questioned(release, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("refuse", [lambda: importlib.reload(adapters), plugin.register], ids=["import", "register"])
-def test_an_unknown_release_without_something_that_is_called_or_hooked_gets_no_plugin(refuse, monkeypatch):
-    """Through the real tables: SGLang's plugin loader imports the one module and calls the other."""
+@pytest.mark.parametrize("owner", ["AttentionBackend", "KVCacheConfigurator"], ids=["called", "hooked"])
+def test_an_unknown_release_without_something_that_is_called_or_hooked_gets_no_plugin(owner, monkeypatch):
+    """Through the real tables."""
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 
+    attribute = {AttentionBackend: "init_cuda_graph_state", KVCacheConfigurator: "_build_mha_kv_pool"}
+    (cls,) = (cls for cls in attribute if cls.__name__ == owner)
     monkeypatch.setattr(targets, "RUN_WITH", ())
-    monkeypatch.delattr(AttentionBackend, "init_cuda_graph_state")
-    monkeypatch.delattr(KVCacheConfigurator, "_build_mha_kv_pool")
-    with pytest.raises(UnsupportedSGLangError, match=r"AttentionBackend\.init_cuda_graph_state is missing") as refusal:
-        refuse()
-    hooked = "KVCacheConfigurator._build_mha_kv_pool is missing"
-    assert (hooked in str(refusal.value)) == (refuse is plugin.register)
+    monkeypatch.delattr(cls, attribute[cls])
+    with pytest.raises(UnsupportedSGLangError, match=rf"{owner}\.{attribute[cls]} is missing"):
+        plugin.register()
 
 
 @pytest.mark.parametrize("release", RUN_WITH)
@@ -64,23 +60,3 @@ def test_a_release_s_own_pins_take_the_place_of_the_main_ones(release):
     assert len(own) == len(main)
     assert set(own) - set(main) == set(pins)
     assert f"sglang=={release}" in setup_env.cpu_steps(release)[2][1]
-
-
-def test_a_release_that_needs_a_patch_is_told_apart_from_one_that_does_not():
-    what_a_cpu_host_needs = [" ".join(setup_env.cpu_steps(release)[3][1]) for release in (MAIN, "0.5.10.post1")]
-    assert ["sgl_kernel" in arguments for arguments in what_a_cpu_host_needs] == [False, True]
-
-
-@pytest.mark.parametrize(("installed", "result"), [("old", "new"), ("new", "new"), ("other", SetupError)])
-def test_a_patch_is_applied_once(installed, result, tmp_path):
-    module = tmp_path / "lib" / "python3.11" / "site-packages" / "sglang" / "module.py"
-    module.parent.mkdir(parents=True)
-    module.write_text(f"{installed}\n")
-    patch = tmp_path / "1.0.patch"
-    patch.write_text("--- a/sglang/module.py\n+++ b/sglang/module.py\n@@ -1 +1 @@\n-old\n+new\n")
-    if result is SetupError:
-        with pytest.raises(SetupError, match=r"1\.0\.patch does not apply"):
-            setup_env.apply_patch(tmp_path, patch)
-    else:
-        setup_env.apply_patch(tmp_path, patch)
-        assert module.read_text() == f"{result}\n"

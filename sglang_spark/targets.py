@@ -6,7 +6,6 @@ import importlib
 import inspect
 import logging
 from collections.abc import Iterable
-from importlib.util import find_spec
 from types import EllipsisType, ModuleType
 from typing import Any, NamedTuple
 
@@ -68,30 +67,56 @@ class Target(NamedTuple):
 
 
 _BACKEND = "sglang.srt.layers.attention.base_attn_backend.AttentionBackend"
+_FORWARD = ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "**kwargs")
+_POOL = "sglang.srt.mem_cache.memory_pool"
+_METRICS = "sglang.srt.observability.metrics_collector"
+_OVERRIDES = "sglang.srt.arg_groups.overrides"
 
-# The same in every release; what differs is in the adapter modules' own TARGETS, and what is hooked in plugin.HOOKS.
-COMMON: tuple[Target, ...] = (
+# What SparK calls or overrides; what it wraps is in `hooks.HOOKS`.
+CALLED: tuple[Target, ...] = (
+    Target("sglang.srt.arg_groups.arg_utils.A"),
+    Target("sglang.srt.arg_groups.arg_utils.Arg"),
+    Target("sglang.srt.arg_groups.arg_utils.add_cli_args_from_dataclass", ("parser", "cls", "fields")),
+    Target("sglang.srt.arg_groups.arg_utils.record_fields", ("cls",)),
+    Target("sglang.srt.arg_groups.choices.add_attention_backend_choices"),
+    Target("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
+    Target(f"{_OVERRIDES}.declare_resolution", ("server_args", "source", "**fields")),
+    Target(f"{_OVERRIDES}.model_config_of"),
+    Target(f"{_OVERRIDES}.resolving_view"),
+    Target("sglang.srt.server_args.ServerArgs.resolve_once", ("self",)),
     Target("sglang.srt.entrypoints.engine.Engine.server_args_class"),
-    Target("sglang.srt.layers.attention.attention_registry.register_attention_backend", ("name",)),
-    Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.get_key_buffer", ("self", "layer_id")),
-    Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.get_value_buffer", ("self", "layer_id")),
-    Target("sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.set_kv_buffer"),
+    Target("sglang.srt.runtime_context.get_parallel", ()),
+    Target("sglang.srt.runtime_context.get_server_args", ()),
+    Target("sglang.srt.runtime_context.publish", ("server_args", "role", ...)),
+    Target("sglang.srt.configs.hybrid_arch.mambaish_config", ("model_config",)),
+    Target("sglang.srt.configs.model_config.AttentionArch.MLA"),
+    Target("sglang.srt.model_loader.utils.get_resolved_model_impl", ("model_config",)),
+    Target("sglang.srt.configs.model_config.is_hybrid_swa_model"),
+    Target("sglang.srt.configs.update_config.adjust_config_with_unaligned_cpu_tp"),
+    Target("sglang.srt.distributed.utils.get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size")),
+    Target("sglang.srt.mem_cache.kv_cache_dtype.configure_kv_cache_dtype"),
+    Target("sglang.srt.model_loader.loader._get_quantization_config"),
     Target("sglang.srt.constants.GPU_MEMORY_TYPE_KV_CACHE"),
+    Target(f"{_POOL}.KvBufferDesc", ("name", "shape", "row_bytes", "tokens_per_row")),
+    Target(f"{_POOL}.MHATokenToKVPool._create_buffers_normal", ("self",)),
+    Target(f"{_POOL}.MHATokenToKVPool._build_kv_buffer_descs", ("self",)),
+    Target(f"{_POOL}.MHATokenToKVPool.get_key_buffer", ("self", "layer_id")),
+    Target(f"{_POOL}.MHATokenToKVPool.get_value_buffer", ("self", "layer_id")),
+    Target(f"{_POOL}.MHATokenToKVPool.set_kv_buffer"),
+    Target("sglang.srt.layers.attention.attention_registry.register_attention_backend", ("name",)),
     Target(f"{_BACKEND}.init_forward_metadata", ("self", "forward_batch")),
+    Target(f"{_BACKEND}.init_forward_metadata_out_graph", ("self", "forward_batch", "in_capture")),
     Target(f"{_BACKEND}.init_cuda_graph_state", ("self", "max_bs", "max_num_tokens")),
     Target(f"{_BACKEND}.get_cuda_graph_seq_len_fill_value", ("self",)),
+    Target(f"{_BACKEND}.forward_decode", _FORWARD),
+    Target(f"{_BACKEND}.forward_extend", _FORWARD),
     Target("sglang.srt.layers.radix_attention.RadixAttention"),
     Target("sglang.srt.layers.radix_attention.AttentionType.DECODER"),
-    Target("sglang.srt.configs.model_config.AttentionArch.MLA"),
+    Target(f"{_METRICS}.SchedulerStats.kv_used_tokens"),
+    Target(f"{_METRICS}.SchedulerStats.kv_evictable_tokens"),
+    Target(f"{_METRICS}.SchedulerMetricsCollector._gauge_cls"),
+    Target(f"{_METRICS}.SchedulerMetricsCollector._counter_cls"),
 )
-
-
-def exists(module: str) -> bool:
-    """Whether SGLang has a module, without importing more than the packages it is in."""
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def check_release(release: str, targets: Iterable[Target]) -> None:
