@@ -133,7 +133,8 @@ def measure(variant: Variant, arch: int) -> Cost:
         key_format = Pruned.from_ratio(variant.head_dim, KEY_RATIO, variant.restore_bits)
     value_format = _value_format(variant)
     kernel, types, constants, num_warps, tokens, fusion = _arguments(variant, key_format, value_format)
-    compiled = _compile(kernel, types, constants, arch, num_warps, fusion)
+    registers = decode.REGISTERS[variant.head_dim] if variant.kernel == "decode" else None
+    compiled = _compile(kernel, types, constants, arch, num_warps, fusion, registers)
     code = MachineCode.of(compiled.asm["cubin"])
     if variant.kernel in LOOPS:
         count = code.loop_length()
@@ -234,7 +235,7 @@ TYPES = {
 }
 
 
-def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warps: int, fusion: bool):
+def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warps: int, fusion: bool, registers):
     types = TYPES | types
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     # PyTorch's tensors start at multiples of 16 bytes, their heads are multiples of 16 channels: Triton finds both.
@@ -248,6 +249,7 @@ def _compile(kernel, types: dict[str, str], constants: dict, arch: int, num_warp
         "num_warps": num_warps,
         "num_stages": 2 if kernel is dense._ragged_attention else 1,
         "enable_fp_fusion": fusion,
+        "maxnreg": registers,
     }
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 

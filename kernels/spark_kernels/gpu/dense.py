@@ -23,7 +23,7 @@ from spark_kernels.gpu.rows import check_head_dim
 _LOG2_E = math.log2(math.e)
 _LN2 = tl.constexpr(math.log(2.0))
 # Rows of queries and keys per step, and warps, by the larger head_dim: what keeps everything in registers.
-_BLOCKS = {64: (64, 64, 4), 128: (128, 32, 8), 256: (64, 32, 8)}
+_BLOCKS = {64: (64, 64, 4), 128: (128, 32, 8), 256: (64, 16, 8)}
 _FLOAT32_BLOCKS = (16, 16, 4)
 
 
