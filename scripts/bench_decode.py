@@ -3,7 +3,7 @@
 On a CPU: against SGLang's torch_native path, one layer, in turn, medians.
 
     python scripts/bench_decode.py --device cpu
-    python scripts/bench_decode.py --device cpu --key-ratio 0.83 --restore-bits 1 --value-dtype float8_e4m3fn
+    python scripts/bench_decode.py --device cpu --key-ratio 0.9 --restore-bits 2 --value-dtype float8_e4m3fn
 
 On a GPU: first every kernel's result against the reference, where a wrong one ends the run. Then, for the three
 standard settings, decode against FlashInfer's paged decode (bfloat16, float8), SGLang's Triton kernel and a device
@@ -50,12 +50,12 @@ DEFAULTS = {
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
-    parser.add_argument("--key-ratio", type=float, help="share of key channels dropped, 0: raw keys; default: 0.8")
-    parser.add_argument("--restore-bits", type=int, choices=(0, 1, 2), help="default: 2")
+    parser.add_argument("--key-ratio", type=float, help="share of key channels not kept, 0: whole keys; default: 0.96")
+    parser.add_argument("--restore-bits", type=float, help="bits per channel on average; default: 3")
     parser.add_argument(
         "--value-dtype",
         choices=VALUE_DTYPES,
-        help="default: bfloat16; on a GPU, if none of these three is given, bfloat16, float8_e4m3fn and int4 in turn",
+        help="default: int4; on a GPU, if none of these three is given, the three recipes of the README in turn",
     )
     parser.add_argument("--seq-lens", type=int, nargs="+", metavar="TOKENS")
     parser.add_argument("--batches", type=int, nargs="+", metavar="REQUESTS")

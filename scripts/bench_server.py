@@ -6,7 +6,7 @@ says is meaningless, but it computes what the real one computes. Traffic is SGLa
 (``sglang.bench_serving``, random token ids), as fast as the server takes it unless --max-concurrency says otherwise.
 
     python scripts/bench_server.py --json server.json
-    python scripts/bench_server.py --servers dense-fp8 spark-fp8 spark-int4
+    python scripts/bench_server.py --servers dense-fp8 spark-accurate spark-small
     python scripts/bench_server.py --model-path meta-llama/Llama-3.1-8B-Instruct -- --load-format auto --tp 2
     python scripts/bench_server.py --device cpu
 

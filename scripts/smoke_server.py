@@ -95,7 +95,7 @@ def check(said: dict[str, list[dict]], turns) -> None:
     """
     for dense, lossless in zip(said["dense"], said["lossless"], strict=True):
         if dense != lossless:
-            raise SmokeFailed(f"--spark-key-ratio 0 does not equal dense: {lossless} instead of {dense}")
+            raise SmokeFailed(f"lossless rows do not equal dense: {lossless} instead of {dense}")
     for dense, compressed, turn in zip(said["dense"], said["compressed"], turns, strict=True):
         if turn.is_correct(dense["text"]) and not turn.is_correct(compressed["text"]):
             raise SmokeFailed(f"compressed rows answer {compressed['text']!r} where dense answers {dense['text']!r}")

@@ -8,7 +8,7 @@
 A program is waves of concurrent requests to the recall model: branching conversations about documents that share
 prefixes, aborts, disconnects, timeouts, and malformed requests, in a pool of 1,024 tokens. What must hold:
 
-* the server with --spark-key-ratio 0 says, token by token, what the dense server says, or the beginning of it where a
+* the server with whole keys and values says, token by token, what the dense server says, or the beginning of it where a
   request was cut, and refuses what that refuses;
 * no answer of any server has a number that stands in another request's document only;
 * SGLang's own strict checks of its memory, and on the compressed server the canary, end no scheduler;

@@ -56,7 +56,7 @@ def check_all(
     for setting in settings:
         if dtype == torch.float16:
             values = setting.value_dtype.replace("bfloat16", "float16")
-            setting = dataclasses.replace(setting, value_dtype=values, raw_dtype=dtype)
+            setting = dataclasses.replace(setting, value_dtype=values, number_dtype=dtype)
         check_rows(Batch(list(lengths), heads, device, dtype), setting)
         log(f"{setting}: write, decode and extend equal the reference")
     missing = {}

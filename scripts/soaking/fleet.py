@@ -28,7 +28,7 @@ FLAGS += ("--enable-metrics", "--decode-log-interval", "1")
 FLAGS += ("--skip-server-warmup",)
 SERVERS = {
     "dense": (),
-    "lossless": ("--kv-compress", "spark", "--spark-key-ratio", "0"),
+    "lossless": ("--kv-compress", "spark", "--spark-key-ratio", "0", "--spark-value-dtype", "auto"),
     "compressed": ("--kv-compress", "spark"),
 }
 

@@ -44,13 +44,13 @@ def test_with_a_gpu_the_standard_settings_are_timed_on_llamas_shape(gpu):
     args = bench_decode.parse_arguments([])
     assert (args.device, args.num_qo_heads, args.num_kv_heads, args.head_dim) == ("cuda", 32, 8, 128)
     assert args.settings == list(STANDARD_SETTINGS)
-    assert [setting.value_dtype for setting in args.settings] == ["bfloat16", "float8_e4m3fn", "int4"]
+    assert [setting.value_dtype for setting in args.settings] == ["int4", "int3", "bfloat16"]
     assert min(args.seq_lens) == 1024 and max(args.seq_lens) == 131072 and max(args.batches) == 64
 
 
 def test_a_setting_takes_the_place_of_the_standard_ones(gpu):
-    args = bench_decode.parse_arguments(["--restore-bits", "1"])
-    assert args.settings == [Setting(restore_bits=1)]
+    args = bench_decode.parse_arguments(["--restore-bits", "2.5"])
+    assert args.settings == [Setting(restore_bits=2.5)]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_setting_takes_the_place_of_the_standard_ones(gpu):
         (["--plot", "x.png"], "--plot draws the times of --device cuda only"),
         (["--num-qo-heads", "9"], "--num-qo-heads 9 must be a positive multiple of --num-kv-heads 2"),
         (["--batches", "0"], "--batches must be positive, got 0"),
-        (["--key-ratio", "0.99"], "0.99"),
+        (["--key-ratio", "0.999"], "0.999"),
     ],
 )
 def test_refusals(no_gpu, capsys, argv, message):
@@ -78,8 +78,8 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_timed(gpu, monk
 
 
 def test_bytes_per_token_are_those_of_the_rows():
-    assert [setting.bytes_per_token(LLAMA) for setting in STANDARD_SETTINGS] == [8 * 344, 8 * 216, 8 * 160]
-    assert Setting(key_ratio=0).bytes_per_token(LLAMA) == 8 * 512
+    assert [setting.bytes_per_token(LLAMA) for setting in STANDARD_SETTINGS] == [8 * 136, 8 * 104, 8 * 320]
+    assert Setting(key_ratio=0, value_dtype="bfloat16").bytes_per_token(LLAMA) == 8 * 512
 
 
 def test_as_many_copies_as_push_a_layer_out_of_l2():
@@ -126,7 +126,7 @@ def test_the_decode_table_says_why_a_column_is_empty():
     text = _printed(report.decode_table([_row(), _row(seq_len=8192)]))
     line = next(line for line in text.splitlines() if "8,192" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == [
-        *("4", "8,192", "ratio 0.8, 2 bits, bfloat16 values", "20.0", "100.0", "15.0", "75%", "30.0", "-", "-", "1.50")
+        *("4", "8,192", "ratio 0.96, 3 bits, int4 values", "20.0", "100.0", "15.0", "75%", "30.0", "-", "-", "1.50")
     ]
     assert "flashinfer_fp8: ImportError: no flashinfer" in text and "triton: does not fit the memory" in text
 
@@ -175,7 +175,7 @@ def test_wrong_rows_end_the_run(monkeypatch):
         write(q, k + 1e-2, *rest, **keywords)
 
     monkeypatch.setattr(checks.reference, "write_rows", wrong)
-    with pytest.raises(checks.WrongResult, match=r"write, ratio 0.8, 2 bits, bfloat16 values, keys: \d+ of 80 tokens"):
+    with pytest.raises(checks.WrongResult, match=r"write, ratio 0.96, 3 bits, int4 values, keys: \d+ of 80 tokens"):
         checks.check_rows(_batch(), Setting())
 
 
@@ -228,7 +228,7 @@ def test_the_checks_run_the_triton_kernels_under_the_interpreter():
         [sys.executable, str(SCRIPT), *argv], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "float16 values: write, decode and extend equal the reference" in result.stdout
+    assert "int4 values: write, decode and extend equal the reference" in result.stdout
     assert "triton: decode equals the reference" in result.stdout
 
 

@@ -37,7 +37,7 @@ def _arguments(*argv: str) -> argparse.Namespace:
 def test_defaults_by_device(packages):
     gpu, cpu = _arguments(), _arguments("--device", "cpu", "--users", "3", "--budget", "1.5")
     assert (gpu.budget, gpu.users, gpu.output_len) == (16384, 64, 1024)
-    assert gpu.servers == ["dense", "dense-fp8", "spark", "spark-fp8", "spark-int4"]
+    assert gpu.servers == ["dense", "dense-fp8", "spark-accurate", "spark", "spark-small"]
     assert gpu.workloads == ["multi-turn", "bench-serving"]
     assert (cpu.budget, cpu.users, cpu.turns) == (1.5, 3, bench_load.DEFAULTS["cpu"]["turns"])
 
@@ -108,7 +108,7 @@ def test_spark_keeps_more_of_the_conversations_in_the_same_memory(tmp_path):
     dense, spark = json.loads(output.read_text())
     page = 4096
     assert all(0 < row["pool_bytes"] - BUDGET * MIB <= page for row in (dense, spark))
-    assert (dense["pool_tokens"], spark["pool_tokens"]) == (4096, 6096)
+    assert (dense["pool_tokens"], spark["pool_tokens"]) == (4096, 15420)
     assert (dense["completed"], spark["completed"]) == (42, 42)
     assert dense["prompt_tokens"] == spark["prompt_tokens"]
     assert dense["evicted_tokens"] > spark["evicted_tokens"]

@@ -57,9 +57,9 @@ def test_without_a_gpu_or_datasets_it_says_so_and_starts_nothing(monkeypatch, ca
 
 def test_flags():
     args = _arguments("--", "--tp", "2")
-    assert bench_server.server_flags(args, "spark-int4") == (
+    assert bench_server.server_flags(args, "spark-small") == (
         *("--random-seed", "0", "--load-format", "dummy"),
-        *("--kv-compress", "spark", "--spark-value-dtype", "int4", "--tp", "2"),
+        *("--kv-compress", "spark", "--spark-restore-bits", "2", "--spark-value-dtype", "int3", "--tp", "2"),
     )
     assert "--kv-compress" not in bench_server.server_flags(args, "dense")
     assert "dummy" not in bench_server.server_flags(_arguments("--model-path", "x"), "dense")

@@ -25,7 +25,7 @@ def test_the_release_installs_and_is_discovered(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("leave_out", "add", "problem"),
     [
-        ("spark_kernels.formats.py", None, "lacks spark_kernels/record.py"),
+        ("spark_kernels/formats.py", None, "lacks spark_kernels/formats.py"),
         (None, "tests/test_plugin.py", "should not have tests/test_plugin.py"),
         (None, None, "the version is 0.0.0, the latest in CHANGELOG.md is"),
     ],

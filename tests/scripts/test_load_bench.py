@@ -193,18 +193,18 @@ def test_the_doctor_is_asked_once_for_what_it_answers_at_once(monkeypatch):
 
     def diagnose(model, flags, budget_mib):
         asked.append(flags)
-        size = 1280 if "int4" in flags else 2752
+        size = 1280 if "int3" in flags else 2752
         return {
             "tokens": {"dense": 8, "dense_fp8": 16, "spark": 2**15 // size},
             "bytes_per_token": {"dense": 4096, "dense_fp8": 2048, "spark": size},
         }
 
     monkeypatch.setattr(budget, "_diagnose", diagnose)
-    names = ["dense", "dense-fp8", "spark", "spark-int4"]
+    names = ["dense", "dense-fp8", "spark", "spark-small"]
     found = budget.capacities(names, "model", ["--seed", "0"], 1 / 32)
     assert list(found) == names and len(asked) == 2 and all(flags[:2] == ["--seed", "0"] for flags in asked)
     assert (found["dense"], found["dense-fp8"]) == (Capacity(8, 4096), Capacity(16, 2048))
-    assert (found["spark"], found["spark-int4"]) == (Capacity(11, 2752), Capacity(25, 1280))
+    assert (found["spark"], found["spark-small"]) == (Capacity(11, 2752), Capacity(25, 1280))
 
 
 def test_a_pool_is_the_budget_and_one_page_at_most():
