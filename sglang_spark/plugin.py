@@ -45,9 +45,12 @@ def build_backend(model_runner):
     """Factory that SGLang calls for ``attention_backend="spark"``."""
     from sglang_spark import canary
     from sglang_spark.attention.backend import SparkAttnBackend
+    from sglang_spark.attention.warm_up import warm_up
 
     check_installed()
-    return canary.CanaryBackend(model_runner) if canary.is_on() else SparkAttnBackend(model_runner)
+    backend = canary.CanaryBackend(model_runner) if canary.is_on() else SparkAttnBackend(model_runner)
+    warm_up(backend, model_runner.model, model_runner.dtype)
+    return backend
 
 
 def check_installed() -> None:

@@ -164,7 +164,7 @@ class SparkAttnBackend(AttentionBackend):
         _check_plain_attention(layer, kwargs)
         rows = self.pool.layer_rows(layer.layer_id)
         q, k, v = _by_head(layer, q, k, v)
-        v_scale = _value_scale(layer)
+        v_scale = value_scale(layer)
         if save_kv_cache:
             self.writer.run(q, k, v, rows, v_scale=v_scale)
         out = self.decode.run(q, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
@@ -185,7 +185,7 @@ class SparkAttnBackend(AttentionBackend):
         rows = self.pool.layer_rows(layer.layer_id)
         padding = q.shape[0] - self.num_new_tokens
         q, k, v = (x[: self.num_new_tokens] for x in _by_head(layer, q, k, v))
-        v_scale = _value_scale(layer)
+        v_scale = value_scale(layer)
         out = self.prefill.run(q, k, v, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
         if save_kv_cache:
             self.writer.run(q, k, v, rows, v_scale=v_scale)
@@ -236,7 +236,7 @@ def _check_plain_attention(layer: RadixAttention, extras: dict[str, object]) -> 
         )
 
 
-def _value_scale(layer: RadixAttention) -> float:
+def value_scale(layer: RadixAttention) -> float:
     """What the layer's values are divided by when stored; a checkpoint's, or of ``--quantization-param-path``."""
     if layer.v_scale_float is not None:
         return layer.v_scale_float

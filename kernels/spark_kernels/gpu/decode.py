@@ -66,7 +66,7 @@ def _kept_scores(row, live, table, LAYOUT: tl.constexpr, COLUMNS: tl.constexpr, 
     return scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["indices_ptr", "split_request_ptr", "split_start_ptr", "split_stop_ptr"])
 def _decode_split(
     q_ptr,
     q_stride_token,

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from spark_kernels.gpu import dense_flashinfer
+from spark_kernels.gpu.plan import batch_block
 from spark_kernels.gpu.rows import check_head_dim
 
 _LOG2_E = math.log2(math.e)
@@ -74,13 +75,14 @@ class RaggedBatch:
         ``[num_queries, num_qo_heads]``; a query that sees nothing gets 0 and -inf, or an lse too small to matter.
         """
         if dense_flashinfer.serves(q, v):
-            wrapper = self._wrappers.get(self._number, self._device)
-            variant = (q.shape[1], k.shape[1], q.shape[2], q.dtype, sm_scale, logits_soft_cap)
-            # As a rule all layers are alike.
-            if self._planned != variant:
-                wrapper.plan(*self._bounds, self._causal, *variant)
-                self._planned = variant
-            return wrapper.run(q, k, v)
+            with dense_flashinfer.may_fail_at_first():
+                wrapper = self._wrappers.get(self._number, self._device)
+                variant = (q.shape[1], k.shape[1], q.shape[2], q.dtype, sm_scale, logits_soft_cap)
+                # As a rule all layers are alike.
+                if self._planned != variant:
+                    wrapper.plan(*self._bounds, self._causal, *variant)
+                    self._planned = variant
+                return wrapper.run(q, k, v)
         return _attend(q, k, v, *self._indptr, self._causal, sm_scale, logits_soft_cap)
 
 
@@ -95,7 +97,7 @@ def pieces(bounds: Sequence[int], start: int, stop: int) -> tuple[int, int, list
     return first, last, [min(max(bound, start), stop) - start for bound in bounds[first : last + 1]]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=["lse_ptr", "qo_indptr_ptr", "kv_indptr_ptr"])
 def _ragged_attention(
     q_ptr,
     q_stride_token,
@@ -239,7 +241,7 @@ def _attend(
         V_HEAD_DIM=v_head_dim,
         CAUSAL=causal,
         HAS_SOFT_CAP=logits_soft_cap > 0,
-        BATCH_BLOCK=triton.next_power_of_2(batch),
+        BATCH_BLOCK=batch_block(batch),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=num_warps,

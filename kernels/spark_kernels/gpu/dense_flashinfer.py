@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _HEAD_DIMS = (64, 128, 256)
 # What SGLang gives FlashInfer for the partial results of long sequences.
 _WORKSPACE_BYTES = 384 * 2**20
+# Whether it has computed something in this process, or failed before it did.
+_has_worked, _has_failed = False, False
 
 
 def serves(q: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether FlashInfer is there for these queries and values."""
     return (
-        q.device.type == "cuda"
+        not _has_failed
+        and q.device.type == "cuda"
         and q.shape[0] > 0
         and q.dtype in _DTYPES
         and q.shape[2] == v.shape[2]
         and q.shape[2] in _HEAD_DIMS
         and is_installed()
     )
+
+
+@contextmanager
+def may_fail_at_first() -> Iterator[None]:
+    """Around a use of FlashInfer: if the first one fails, say so once and `serves` nothing any more.
+
+    It compiles its kernels at first use, which needs a compiler that fits. A failure after that is somebody's bug.
+    """
+    global _has_worked, _has_failed
+    try:
+        yield
+    except Exception as error:
+        if _has_worked:
+            raise
+        _has_failed = True
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning(
+            f"FlashInfer is installed but does not work here ({type(error).__name__}: {reason}); prefill attention "
+            "runs SparK's Triton kernel instead, which is slower"
+        )
+    else:
+        _has_worked = True
 
 
 @cache

@@ -21,7 +21,7 @@ def transform(x):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["split_lse_ptr", "request_splits_ptr", "lse_ptr"])
 def _merge_splits(
     split_out_ptr,
     split_lse_ptr,
@@ -67,7 +67,7 @@ def _merge_splits(
     tl.store(lse_ptr + query, peak + tl.log(total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_queries"], do_not_specialize_on_alignment=["lse_a_ptr", "lse_b_ptr", "lse_ptr"])
 def _merge_state(
     out_a_ptr,
     lse_a_ptr,

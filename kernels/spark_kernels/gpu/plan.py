@@ -13,6 +13,8 @@ _PROGRAMS_PER_SM = 4
 # Below this a split's own cost, its lookup tables and its partial result, is no longer small.
 _SHORTEST_SPLIT = 512
 _SPLIT_STEP = 128
+# Kernels that look at all requests of a batch are compiled for this many, and again only for batches beyond.
+_BATCH_BLOCK = 256
 # Of the planning kernel, which compares each of its splits with every request.
 _SPLITS_PER_PROGRAM = 8
 
@@ -66,12 +68,21 @@ class DecodePlan:
             _target_splits(num_kv_heads, self.kv_indices.device),
             SHORTEST_SPLIT=_SHORTEST_SPLIT,
             SPLIT_STEP=_SPLIT_STEP,
-            BATCH_BLOCK=triton.next_power_of_2(batch),
+            BATCH_BLOCK=batch_block(batch),
             SPLIT_BLOCK=_SPLITS_PER_PROGRAM,
         )
 
 
-@triton.jit(do_not_specialize=["batch", "num_splits", "target_splits"])
+@triton.jit(
+    do_not_specialize=["batch", "num_splits", "target_splits"],
+    do_not_specialize_on_alignment=[
+        "kv_indptr_ptr",
+        "split_request_ptr",
+        "split_start_ptr",
+        "split_stop_ptr",
+        "request_splits_ptr",
+    ],
+)
 def _plan_splits(
     kv_indptr_ptr,
     split_request_ptr,
@@ -113,6 +124,11 @@ def _plan_splits(
     tl.store(split_request_ptr + splits, tl.where(needed, request, 0), mask=inside)
     tl.store(split_start_ptr + splits, tl.where(needed, start, 0), mask=inside)
     tl.store(split_stop_ptr + splits, tl.where(needed, tl.minimum(start + length, stop), 0), mask=inside)
+
+
+def batch_block(batch: int) -> int:
+    """A power of two that holds the requests of a batch."""
+    return max(_BATCH_BLOCK, triton.next_power_of_2(batch))
 
 
 def _target_splits(num_kv_heads: int, device: torch.device) -> int:

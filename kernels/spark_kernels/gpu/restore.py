@@ -45,7 +45,7 @@ def _restored(row, position, unit, tau, LAYOUT: tl.constexpr):
     return (_code(row, position - start, first, bits).to(tl.float32) + middle) * (unit * tau)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slots_ptr"])
 def _restore_keys(
     rows_ptr,
     slots_ptr,
@@ -102,7 +102,7 @@ def _integers(row, channels, LAYOUT: tl.constexpr):
         return (code.to(tl.float32) - 3.5) * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=["slots_ptr"])
 def _restore_values(
     rows_ptr,
     slots_ptr,

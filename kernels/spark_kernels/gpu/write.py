@@ -21,7 +21,7 @@ from spark_kernels.gpu.values import store_values, written_values
 from spark_kernels.rows import LayerRows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"], do_not_specialize_on_alignment=["qo_indptr_ptr"])
 def _window_squares(
     q_ptr,
     q_stride_token,
@@ -66,7 +66,7 @@ def _own_squares(q_ptr, q_stride_head, channels, GROUP: tl.constexpr, CHANNELS: 
     return squares
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["slots_ptr", "squares_of_ptr"])
 def _write_rows(
     q_ptr,
     q_stride_token,

@@ -43,6 +43,8 @@ class StubDriver:
     def __init__(self, arch: int) -> None:
         self.arch = arch
         self.launches: list[Launch] = []
+        # Names of the kernels compiled, once for each variant.
+        self.loaded: list[str] = []
         self._number = next(_numbers)
         self._target = GPUTarget("cuda", arch, 32)
         self.utils = SimpleNamespace(
@@ -66,6 +68,7 @@ class StubDriver:
         The function, which Triton hands on to the launcher, is here the number of bytes spilled.
         """
         code = MachineCode.of(binary)
+        self.loaded.append(name)
         return name, code.spill_bytes, code.registers, code.spill_bytes, 1024
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from kernel_cases import Layer, assert_close, assert_lse_close
 
 from spark_kernels import SparkBatchPrefillWrapper, reference
+from spark_kernels.gpu import dense_flashinfer
 from spark_kernels.gpu.dense import pieces
 
 # The interpreter is numpy, which warns of the -inf that these tests are about.
@@ -158,6 +159,30 @@ def test_flashinfer_is_planned_once_a_step_and_kept_from_step_to_step(flashinfer
     assert len(flashinfer) == 4
     wrapper.run(q, k, v, prefix.rows, sm_scale=0.2)
     assert flashinfer[0].plans == 4
+
+
+def test_flashinfer_that_does_not_build_is_left_out_with_a_warning(monkeypatch, caplog):
+    def fails(*arguments):
+        raise RuntimeError("ninja: no compiler")
+
+    module = ModuleType("flashinfer")
+    module.BatchPrefillWithRaggedKVCacheWrapper = fails
+    monkeypatch.setitem(sys.modules, "flashinfer", module)
+    monkeypatch.setattr(dense_flashinfer, "_WORKSPACE_BYTES", 16)
+    monkeypatch.setattr(dense_flashinfer, "_has_worked", False)
+    monkeypatch.setattr(dense_flashinfer, "_has_failed", False)
+    monkeypatch.setattr(dense_flashinfer, "serves", lambda q, v: not dense_flashinfer._has_failed)
+    _check(Layer.random(group=2, lengths=PREFIXES))
+    (record,) = caplog.records
+    assert "FlashInfer is installed but does not work here (RuntimeError: ninja: no compiler)" in record.message
+
+
+def test_flashinfer_that_has_worked_may_not_fail_silently(monkeypatch):
+    monkeypatch.setattr(dense_flashinfer, "_has_worked", False)
+    with dense_flashinfer.may_fail_at_first():
+        pass
+    with pytest.raises(RuntimeError, match="out of memory"), dense_flashinfer.may_fail_at_first():
+        raise RuntimeError("out of memory")
 
 
 @pytest.mark.parametrize("head_dim", [80])
