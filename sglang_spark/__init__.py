@@ -1,3 +1,3 @@
 """Channel-pruned KV cache for SGLang: SparK (arXiv 2508.15212) behind ``--kv-compress spark``."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -146,7 +146,6 @@ def test_json_has_the_settings_in_each_row(tmp_path):
 
 
 def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
     rows = [_row(b, n, setting) for b in (1, 4) for n in (1024, 8192) for setting in STANDARD_SETTINGS]
     report.plot(tmp_path / "x.svg", rows, "H100")
     drawn = (tmp_path / "x.svg").read_text()

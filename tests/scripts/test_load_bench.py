@@ -165,7 +165,6 @@ def test_tables_and_page(tmp_path):
 
 
 def test_a_plot_has_the_same_bytes_for_the_same_rows(tmp_path):
-    pytest.importorskip("matplotlib")
     for name in ("a.png", "b.png"):
         report.plot(tmp_path / name, [_row("dense"), _row("spark", right=None, hit_rate=None)], "title")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
