@@ -90,6 +90,8 @@ def record_of_flags(original, cls, args):
     ValueError
         It does, and the record is to be of a class that does not have them.
     """
+    if isinstance(getattr(args, "spark_dense_layers", ""), list):
+        args.spark_dense_layers = ",".join(args.spark_dense_layers)
     used = [name for name, default in DEFAULTS.items() if getattr(args, name, default) != default]
     if not used or issubclass(cls, SparkServerArgs):
         return original(cls, args)

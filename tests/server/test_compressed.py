@@ -126,7 +126,7 @@ SETTINGS = (
 def test_server_info_shows_the_settings(dense_and_spark):
     dense, spark = (server.info() for server in dense_and_spark)
     assert [spark[field] for field in SETTINGS] == ["spark", 0.96, None, "", "int4", "spark"]
-    assert [dense[field] for field in SETTINGS[:5]] == ["none", 0.96, None, "", "int4"]
+    assert dense.keys().isdisjoint(SETTINGS[:5])
 
 
 def test_metrics_and_server_info_follow_the_traffic(dense_and_spark):

@@ -36,7 +36,7 @@ def test_command_line(resolve):
         *("--spark-restore-bits", "2.5", "--spark-dense-layers", "0,2-3"),
         *("--spark-value-dtype", "int3"),
     )
-    assert [resolved[field] for field in FIELDS] == ["spark", 0.6, 2.5, ["0,2-3"], "int3"]
+    assert [resolved[field] for field in FIELDS] == ["spark", 0.6, 2.5, "0,2-3", "int3"]
     assert resolved["attention_backend"] == "spark"
 
 
