@@ -193,7 +193,7 @@ def _ready(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[No
 
 def _read(model_runner: ModelRunner, batch: ForwardBatch) -> None:
     """A batch through the layers of this process; its hidden states come from and go to the stages beside it."""
-    stages, neighbours = model_runner.pp_group, {"all_gather_group": model_runner.attention_tp_group}
+    stages, neighbours = model_runner.pp_group, {"all_gather_group": get_parallel().attn_tp_group}
     received = None if stages.is_first_rank else PPProxyTensors(stages.recv_tensor_dict(**neighbours))
     output = model_runner._forward_raw(batch, received).logits_output
     if not stages.is_last_rank:

@@ -86,6 +86,8 @@ CALLED: tuple[Target, ...] = (
     Target("sglang.srt.server_args.ServerArgs.resolve_once", ("self",)),
     Target("sglang.srt.entrypoints.engine.Engine.server_args_class"),
     Target("sglang.srt.runtime_context.get_parallel", ()),
+    Target("sglang.srt.model_executor.model_runner.ModelRunner._forward_raw"),
+    Target("sglang.srt.model_executor.model_runner.ModelRunner._pp_kwargs", ("self", "pp_proxy_tensors")),
     Target("sglang.srt.runtime_context.get_server_args", ()),
     Target("sglang.srt.runtime_context.publish", ("server_args", "role", ...)),
     Target("sglang.srt.configs.hybrid_arch.mambaish_config", ("model_config",)),
