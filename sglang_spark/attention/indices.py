@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from spark_kernels.implementation import runs_triton
+from spark_kernels.implementation import implementation
 
 
 def indptr(lengths: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,23 +42,6 @@ def fill_slots(
     -------
     ``out``
     """
-    if lengths.numel() == 0:
-        return out
-    if runs_triton(out.device):
-        _slots_kernel()[(lengths.numel(),)](
-            req_to_token, req_pool_indices, lengths, kv_indptr, None, out, req_to_token.stride(0)
-        )
-        return out
-    longest = int(lengths.max())
-    taken = torch.arange(longest) < lengths[:, None]
-    out[: int(kv_indptr[-1])] = req_to_token[req_pool_indices, :longest][taken]
+    if lengths.numel():
+        implementation(out.device).fill_slots(req_to_token, req_pool_indices, kv_indptr, out)
     return out
-
-
-def _slots_kernel():
-    """``kernel[(batch,)](req_to_token, req_pool_indices, lengths, kv_indptr, None, out, stride)`` of SGLang."""
-    try:
-        from sglang.kernels.ops.attention.kv_indices import create_flashinfer_kv_indices_triton
-    except ModuleNotFoundError:  # up to 0.5.22
-        from sglang.kernels.ops.kvcache.kv_indices import create_flashinfer_kv_indices_triton
-    return create_flashinfer_kv_indices_triton

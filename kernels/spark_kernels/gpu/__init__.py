@@ -2,7 +2,7 @@
 
 ``write`` makes rows, ``restore`` reads them back, ``decode`` attends to them: ``plan`` splits a batch, ``queries``
 prepares queries for what ``unpack`` reads, ``merge`` combines the splits. ``extend`` attends to new chunks and restored
-prefixes by ``dense`` attention. The names below are those of `spark_kernels.cpu`.
+prefixes by ``dense`` attention. The names below are those of `spark_kernels.implementation.Kernels`.
 """
 
 from spark_kernels.gpu.decode import MAX_GROUP, decode_attention
@@ -11,9 +11,9 @@ from spark_kernels.gpu.merge import merge_state
 from spark_kernels.gpu.plan import DecodePlan
 from spark_kernels.gpu.restore import restore_keys, restore_values
 from spark_kernels.gpu.rows import HEAD_DIMS
+from spark_kernels.gpu.slots import fill_slots
 from spark_kernels.gpu.write import write_rows
 
-# Whether decode can be captured: a plan can be made again in place.
 CUDA_GRAPHS = True
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ExtendPlan",
     "decode_attention",
     "extend_attention",
+    "fill_slots",
     "merge_state",
     "restore_keys",
     "restore_values",

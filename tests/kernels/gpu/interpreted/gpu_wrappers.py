@@ -11,6 +11,7 @@ from kernel_cases import Layer, assert_close, assert_lse_close
 from spark_kernels import (
     SparkBatchDecodeWrapper,
     SparkBatchWriteWrapper,
+    cpu,
     gpu,
     merge_state,
     reference,
@@ -140,3 +141,15 @@ def test_what_a_graph_wrapper_cannot_hold_is_refused(changes, message):
     wrapper.plan(**given)
     with pytest.raises(ValueError, match=message):
         wrapper.plan(**given | changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("lengths", [[3], [0, 5, 0], [1, 40_000, 7]], ids=str)
+def test_slots_are_listed_as_on_the_cpu(lengths, dtype):
+    req_to_token = torch.randperm(4 * 40_000).int().view(4, 40_000)
+    requests = torch.randperm(4)[: len(lengths)]
+    kv_indptr = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    listed = [torch.full((sum(lengths) + 2,), -1, dtype=dtype) for _ in range(2)]
+    gpu.fill_slots(req_to_token, requests, kv_indptr, listed[0])
+    cpu.fill_slots(req_to_token, requests, kv_indptr, listed[1])
+    assert torch.equal(*listed)
