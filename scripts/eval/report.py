@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/accuracy/tables.md and kl.png from the JSON files that offline.py wrote there.
+"""Writes docs/accuracy/tables.md and kl.png from the JSON files of offline.py there and of servers.py in servers/.
 
 pip install matplotlib && python scripts/eval/report.py
 """
@@ -35,6 +35,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: (result["model"], result["offset"]))
 
 
+def read_servers(folder: Path) -> list[dict[str, Any]]:
+    """What servers said, by model."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "servers").glob("*.json"))]
+
+
 def title(result: dict[str, Any]) -> str:
     shift = f", positions from {result['offset']:,} on" if result["offset"] else ""
     return f"{result['model']}, head_dim {result['head_dim']}{shift}"
@@ -50,7 +55,19 @@ def table(result: dict[str, Any]) -> str:
     return markdown(HEADER, lines)
 
 
-def document(results: list[dict[str, Any]]) -> str:
+def servers_table(result: dict[str, Any]) -> str:
+    """What servers of one model said, by task."""
+    tasks = [task for task in result["rows"][0] if task not in ("server", "loss")]
+    lines = []
+    for row in result["rows"]:
+        loss = row.get("loss")
+        figures = (f"{loss['kl']:.4f}", f"{loss['loss']:+.4f}") if loss else ("-", "-")
+        counts = [f"{row[task]['right']} of {row[task]['of']}" for task in tasks]
+        lines.append((row["server"], *figures, *counts))
+    return markdown(("server", "KL", "loss beyond dense", *tasks), lines)
+
+
+def document(results: list[dict[str, Any]], of_servers: list[dict[str, Any]] = ()) -> str:
     """The file of tables."""
     parts = [
         "# Accuracy: tables\n\nWritten by `python scripts/eval/report.py` from the JSON files beside it; "
@@ -60,6 +77,9 @@ def document(results: list[dict[str, Any]]) -> str:
         decoded = result["documents"] * result["tokens"]
         read_from = f"{result['documents']} x {result['tokens']} tokens ({decoded} in all) after {result['prefix']}"
         parts.append(f"## {title(result)}\n\n{read_from}.\n\n{table(result)}")
+    for result in of_servers:
+        asked = f"{result['documents']} x {result['tokens']} tokens in chunks of 64, {result['dtype']}"
+        parts.append(f"## Through servers: {result['model']}\n\n{asked}.\n\n{servers_table(result)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,7 +116,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the results (%(default)s)")
     folder = parser.parse_args().folder
     results = read(folder)
-    (folder / "tables.md").write_text(document(results))
+    (folder / "tables.md").write_text(document(results, read_servers(folder)))
     draw([result for result in results if not result["offset"]], folder / "kl.png")
 
 

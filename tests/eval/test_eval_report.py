@@ -36,4 +36,18 @@ def test_a_folder_without_results_says_how_to_get_some(tmp_path):
 
 
 def test_the_committed_tables_are_those_of_the_committed_results():
-    assert (report.FOLDER / "tables.md").read_text() == report.document(report.read(report.FOLDER))
+    found = report.read(report.FOLDER), report.read_servers(report.FOLDER)
+    assert (report.FOLDER / "tables.md").read_text() == report.document(*found)
+
+
+def test_servers_are_a_table_of_their_own():
+    rows = [
+        {"server": "dense", "loss": {"kl": 0, "loss": 0, "tokens": 9}, "facts": {"right": 4, "of": 5, "lost": 0}},
+        {
+            "server": "spark",
+            "loss": {"kl": 0.0123, "loss": -0.004, "tokens": 9},
+            "facts": {"right": 3, "of": 5, "lost": 1},
+        },
+    ]
+    text = report.servers_table({"rows": rows})
+    assert "| spark | 0.0123 | -0.0040 | 3 of 5 |" in text.splitlines()
