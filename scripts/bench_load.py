@@ -87,12 +87,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "document-len": "tokens of each document",
         "reply-len": "tokens generated in each turn",
         "concurrency": "turns under way at once",
-        "num-prompts": "requests of bench-serving, all at once",
+        "num-prompts": "requests of bench-serving",
         "input-len": "tokens of their prompts",
         "output-len": "tokens of their answers",
     }.items():
         defaults = (DEFAULTS[device][name.replace("-", "_")] for device in ("cuda", "cpu"))
         parser.add_argument(f"--{name}", type=int, help="{}; default: {}; on a CPU {}".format(meaning, *defaults))
+    parser.add_argument("--max-concurrency", type=int, help="requests of bench-serving under way at once; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows of the tables as JSON")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw hit rates, retractions and throughput")
@@ -140,7 +141,8 @@ def measure(
         if MULTI_TURN in args.workloads:
             rows.append(workloads.multi_turn(server, requests, args.reply_len, args.concurrency, eos))
         if BENCH_SERVING in args.workloads:
-            traffic = RandomTraffic(args.num_prompts, args.input_len, args.output_len, args.seed)
+            sizes = (args.num_prompts, args.input_len, args.output_len)
+            traffic = RandomTraffic(*sizes, args.seed, args.max_concurrency)
             rows.append(workloads.bench_serving(server, traffic))
     return [about | row for row in rows]
 

@@ -1,1 +1,1 @@
-"""What scripts/bench_server.py and scripts/bench_load.py are made of."""
+"""What scripts/bench_load.py is made of."""
