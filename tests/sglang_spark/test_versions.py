@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import requires
 
 import pytest
+from packaging.requirements import Requirement
 
 import setup_env
 from sglang_spark import plugin, targets
@@ -60,3 +62,9 @@ def test_a_release_s_own_pins_take_the_place_of_the_main_ones(release):
     assert len(own) == len(main)
     assert set(own) - set(main) == set(pins)
     assert f"sglang=={release}" in setup_env.cpu_steps(release)[2][1]
+
+
+@pytest.mark.parametrize("newer", ["0.5.24", "0.6.0", "1.0"])
+def test_pip_leaves_a_newer_sglang_alone(newer):
+    (wanted,) = (Requirement(text) for text in requires("sglang-spark") if Requirement(text).name == "sglang")
+    assert wanted.specifier.contains(newer) and not wanted.specifier.contains("0.5.19")
