@@ -88,3 +88,9 @@ class SparkTokenToKVPool(MHATokenToKVPool):
             KvBufferDesc(name, shape, row_bytes=math.prod(shape[1:]), tokens_per_row=1)
             for name, shape in zip(names, self.buffer_shapes(), strict=True)
         ]
+
+    def _init_kv_copy_and_warmup(self):
+        super()._init_kv_copy_and_warmup()
+        # SGLang takes the first buffer's rows for the longest.
+        config = self._kv_copy_config
+        config["byte_tiles"] = -(-int(self.data_strides.max()) // config["bytes_per_tile"])

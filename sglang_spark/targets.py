@@ -102,6 +102,7 @@ CALLED: tuple[Target, ...] = (
     Target(f"{_POOL}.KvBufferDesc", ("name", "shape", "row_bytes", "tokens_per_row")),
     Target(f"{_POOL}.MHATokenToKVPool._create_buffers_normal", ("self",)),
     Target(f"{_POOL}.MHATokenToKVPool._build_kv_buffer_descs", ("self",)),
+    Target(f"{_POOL}.MHATokenToKVPool._init_kv_copy_and_warmup", ("self",)),
     Target(f"{_POOL}.MHATokenToKVPool.get_key_buffer", ("self", "layer_id")),
     Target(f"{_POOL}.MHATokenToKVPool.get_value_buffer", ("self", "layer_id")),
     Target(f"{_POOL}.MHATokenToKVPool.set_kv_buffer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -156,6 +157,15 @@ def test_moved_slots_keep_their_rows(pool):
         assert torch.equal(buffer[target], was[source])
         others = torch.ones(len(buffer), dtype=torch.bool).index_fill(0, target, False)
         assert torch.equal(buffer[others], was[others])
+
+
+def test_the_gpu_s_slot_move_covers_the_longest_rows(pool, monkeypatch):
+    """It moves as many tiles of every buffer; those of dense layers and values are longer than the first one's."""
+    monkeypatch.setattr("sglang.srt.mem_cache.memory_pool.copy_all_layer_kv_cache_func", lambda *_: None)
+    pool._init_kv_copy_and_warmup()
+    config = pool._kv_copy_config
+    moved = config["byte_tiles"] * config["bytes_per_tile"]
+    assert moved >= max(math.prod(buffer.shape[1:]) for buffer in pool.k_buffer + pool.v_buffer)
 
 
 def test_dense_writes_are_refused(pool):
