@@ -22,6 +22,7 @@ from openai.types.chat import ChatCompletion
 RECALL_MODEL = Path(__file__).resolve().parent / "recall-model"
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 30.0
+FLUSH_TIMEOUT_S = 10.0
 
 
 LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
@@ -214,8 +215,13 @@ class LocalServer:
         return Capacity(int(size), int(dense_size), kept, value_dtype, int(tokens), int(dense_tokens))
 
     def flush_cache(self) -> None:
-        """Empty the radix tree."""
-        requests.post(f"{self.url}/flush_cache", timeout=30).raise_for_status()
+        """Empty the radix tree, as soon as SGLang counts no request as running."""
+        deadline = time.monotonic() + FLUSH_TIMEOUT_S
+        while (response := requests.post(f"{self.url}/flush_cache", timeout=30)).status_code == 400:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        response.raise_for_status()
 
     @staticmethod
     def _json(response: requests.Response) -> Any:
