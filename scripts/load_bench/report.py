@@ -86,6 +86,11 @@ def write_json(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     path.write_text(json.dumps([row | about for row in rows], indent=1) + "\n")
 
 
+def has_table(page: Path, name: str) -> bool:
+    """Whether ``page`` is there and has a place for a table."""
+    return page.is_file() and f"<!-- begin {name} -->" in page.read_text()
+
+
 def write_page(page: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     """Replace what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in ``page``.
 

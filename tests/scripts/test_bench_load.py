@@ -50,7 +50,7 @@ def test_defaults_by_device(packages):
         (["--servers", "sparse"], "invalid choice"),
         (["--workloads", "chat"], "invalid choice"),
         (["--page", "no.md"], "--page no.md: must be a page with the tables of multi-turn and bench-serving"),
-        (["--page", __file__, "--workloads", "multi-turn"], "both of them run"),
+        (["--page", "README.md", "--workloads", "multi-turn"], "must be a page with the tables of multi-turn"),
     ],
 )
 def test_bad_arguments(packages, capsys, argv, message):
