@@ -40,6 +40,7 @@ AT_ONCE = 8
 # Where a completed function ends.
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 PROGRAM_TIMEOUT_S = 15
+SETTINGS = ("dtype", "documents", "tokens", "items", "words", "problems")
 
 
 def loss(server: LocalServer, options: argparse.Namespace, tokenizer) -> list[dict[str, Any]]:
@@ -142,8 +143,8 @@ def main() -> None:
         with LocalServer(*common, *SERVERS[name], *options.server_args, model=options.model) as server:
             found[name] = {task: TASKS[task](server, options, tokenizer) for task in options.tasks}
         console.log(f"{name}: {json.dumps(summary(found, name))}")
-        settings = {key: value for key, value in vars(options).items() if key not in ("output", "servers", "tasks")}
-        settings["model"] = Path(options.model).name
+        settings = {"model": Path(options.model).name}
+        settings |= {name: getattr(options, name) for name in SETTINGS}
         rows = [{"server": name, **summary(found, name)} for name in found]
         options.output.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
 
