@@ -142,6 +142,7 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
             axes.set_title(f"{workload}: {label}", fontsize="small")
             axes.set_ylim(0, 1.15 * max(*values, 0.1))
             axes.tick_params(labelsize="x-small")
+            axes.tick_params(axis="x", rotation=20)
     figure.suptitle(title, fontsize="medium")
     # Without the date and version, the same results give the same file.
     figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
