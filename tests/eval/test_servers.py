@@ -37,7 +37,15 @@ def test_lost_is_what_dense_finds_and_the_other_does_not():
 
 def test_servers_of_the_bundled_model(tmp_path):
     output = tmp_path / "found.json"
-    sizes = "--servers spark --documents 1 --tokens 160 --items 1 --words 200".split()
+    sizes = (
+        "--servers spark --documents 1 --tokens 160 --items 1 --words 200 --tasks loss facts twice questions".split()
+    )
+    lines = [
+        {"input": "The code for the red fox is 412 907. What is the code for the red fox?", "outputs": ["412 907"]}
+    ]
+    lines.append({"context": lines[0]["input"], "input": "What is the code?", "answers": ["no such thing", "412 907"]})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sizes += ["--questions", str(tmp_path / "q.jsonl")]
     command = [sys.executable, str(Path(servers.__file__)), "--model", str(RECALL_MODEL), "-o", str(output), *sizes]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -45,3 +53,18 @@ def test_servers_of_the_bundled_model(tmp_path):
     assert dense["loss"]["kl"] == 0 and 0 < spark["loss"]["kl"] < 1
     assert spark["loss"]["tokens"] == 160 - servers.CHUNK
     assert dense["facts"]["of"] == spark["facts"]["of"] == 5
+    assert dense["twice"]["right"] == 1 and dense["questions"]["right"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tasks", "questions"], "--questions None: the task questions needs a file"),
+        (["--url", "http://x", "--tasks", "loss"], "--url: the task loss compares servers"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(argv, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["servers.py", "--model", "m", "-o", "o.json", *argv])
+    with pytest.raises(SystemExit):
+        servers.main()
+    assert message in capsys.readouterr().err
