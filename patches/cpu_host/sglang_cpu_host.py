@@ -4,7 +4,7 @@ SGLang's CPU engine asks for Intel AMX and CPU builds of its kernels. On any oth
 plugin makes the same server start, slowly, on PyTorch operators, so that sglang-spark can be developed and tested
 there against the dense server. With an accelerator present it does nothing.
 
-What it changes (SGLang 0.5.10 to 0.5.23):
+What it changes (SGLang 0.5.20 to 0.5.23):
 
 ===================================  ==================================================================
 ``--device`` unset                   becomes ``cpu`` (SGLang raises)
@@ -21,11 +21,8 @@ pinned memory in LoRA                ordinary memory (``--lora-backend torch_nat
 """
 
 import copy
-import importlib
 import logging
 import os
-from importlib.util import find_spec
-from typing import ClassVar
 
 logger = logging.getLogger(__name__)
 
@@ -53,113 +50,42 @@ class _TorchLaunch:
         return self._function
 
 
-def _paged_allocator():
-    """The module of the allocator of pages, a part of a package since 0.5.14."""
-    from sglang.srt.mem_cache import allocator
-
-    return importlib.import_module(f"{allocator.__name__}.paged") if hasattr(allocator, "__path__") else allocator
-
-
 def _alloc_extend(prefix_lens, seq_lens, last_loc, free_pages, out_indices, bs_upper, page_size):
     # The caller counts pages after the launch and discards the result when the pool was short, which the Triton
     # kernel survives and alloc_extend_naive asserts against.
     pages_needed = ((seq_lens + page_size - 1) // page_size - (prefix_lens + page_size - 1) // page_size).sum()
     if pages_needed > free_pages.numel():
         return
-    _paged_allocator().alloc_extend_naive(
-        prefix_lens, seq_lens, last_loc, free_pages, out_indices, page_size, out_indices.device
-    )
+    from sglang.srt.mem_cache.allocator import paged
+
+    paged.alloc_extend_naive(prefix_lens, seq_lens, last_loc, free_pages, out_indices, page_size, out_indices.device)
 
 
 def _alloc_decode(seq_lens, last_loc, free_pages, out_indices, bs_upper, page_size):
     _alloc_extend(seq_lens - 1, seq_lens, last_loc, free_pages, out_indices, bs_upper, page_size)
 
 
-class _RecordArguments:
-    """SGLang 0.5.20 on: decisions are declared, steps are wrapped by name."""
+def _decided(server_args):
+    from sglang.srt.arg_groups.overrides import resolving_view
 
-    @staticmethod
-    def wrap(step: str, wrapper) -> None:
-        from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
-
-        register_resolution_hook(step)(wrapper)
-
-    @staticmethod
-    def decided(server_args):
-        from sglang.srt.arg_groups.overrides import resolving_view
-
-        return resolving_view(server_args)
-
-    @staticmethod
-    def decide(server_args, **fields) -> None:
-        from sglang.srt.arg_groups.overrides import declare_resolution
-
-        declare_resolution(server_args, SOURCE, **fields)
+    return resolving_view(server_args)
 
 
-class _PipelineArguments(_RecordArguments):
-    """SGLang 0.5.19: decisions are declared, steps are functions of these modules."""
+def _decide(server_args, **fields) -> None:
+    from sglang.srt.arg_groups.overrides import declare_resolution
 
-    _MODULES: ClassVar = {
-        "handle_missing_default_values": "serving_hook",
-        "handle_cpu_backends": "platform_hook",
-        "handle_cuda_graph_config": "cuda_graph_hook",
-    }
-
-    @classmethod
-    def wrap(cls, step: str, wrapper) -> None:
-        _hook(f"sglang.srt.arg_groups.{cls._MODULES[step]}.{step}", wrapper)
-
-
-class _DataclassArguments:
-    """SGLang 0.5.10 to 0.5.18: the arguments are a dataclass, its steps are methods."""
-
-    @staticmethod
-    def wrap(step: str, wrapper) -> None:
-        _hook(f"sglang.srt.server_args.ServerArgs._{step}", wrapper)
-
-    @staticmethod
-    def decided(server_args):
-        return server_args
-
-    @staticmethod
-    def decide(server_args, **fields) -> None:
-        for name, value in fields.items():
-            setattr(server_args, name, value)
-
-
-def _exists(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _hook(target: str, wrapper) -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    HookRegistry.register(target, lambda previous, server_args: wrapper(server_args, previous), HookType.AROUND)
-
-
-if _exists("sglang.srt.arg_groups.resolution_hooks"):
-    _arguments = _RecordArguments
-elif _exists("sglang.srt.arg_groups.pipeline"):
-    _arguments = _PipelineArguments
-else:
-    _arguments = _DataclassArguments
-# 0.5.14 and older have it elsewhere.
-_LAST_LOC = "allocation" if _exists("sglang.srt.mem_cache.allocation") else "common"
+    declare_resolution(server_args, SOURCE, **fields)
 
 
 def _default_to_cpu(server_args, previous) -> None:
-    if _arguments.decided(server_args).device is None:
-        _arguments.decide(server_args, device="cpu")
+    if _decided(server_args).device is None:
+        _decide(server_args, device="cpu")
     previous(server_args)
 
 
 def _default_to_torch_native(server_args, previous) -> None:
-    if _arguments.decided(server_args).attention_backend is None:
-        _arguments.decide(server_args, attention_backend="torch_native")
+    if _decided(server_args).attention_backend is None:
+        _decide(server_args, attention_backend="torch_native")
     previous(server_args)
 
 
@@ -167,17 +93,11 @@ def _no_cuda_graphs(server_args, previous) -> None:
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase
 
     previous(server_args)
-    config = copy.deepcopy(_arguments.decided(server_args).cuda_graph_config)
+    config = copy.deepcopy(_decided(server_args).cuda_graph_config)
     for phase in Phase.ALL:
         if (phase, "backend") not in server_args._cuda_graph_config_locked:
             config[phase].backend = Backend.DISABLED
-    _arguments.decide(server_args, cuda_graph_config=config)
-
-
-def _no_piecewise_cuda_graphs(server_args, previous) -> None:
-    """SGLang 0.5.10, whose other graphs are off on CPUs anyway."""
-    previous(server_args)
-    _arguments.decide(server_args, disable_piecewise_cuda_graph=True)
+    _decide(server_args, cuda_graph_config=config)
 
 
 class _TorchWithoutPinning:
@@ -198,28 +118,26 @@ def register() -> None:
         return
 
     import torch
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.rotary_embedding import base as rotary_embedding
     from sglang.srt.lora import layers as lora_layers
     from sglang.srt.lora.backend import torch_backend as lora_backend
+    from sglang.srt.mem_cache import allocation
+    from sglang.srt.mem_cache.allocator import paged
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     # OpenMP threads spin while they wait for each other. Where other processes compete for the cores (a second server,
     # a test runner) that costs whole scheduler ticks: calls of 0.2 ms then take 10 to 100 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _arguments.wrap("handle_missing_default_values", _default_to_cpu)
-    _arguments.wrap("handle_cpu_backends", _default_to_torch_native)
-    if _exists("sglang.srt.model_executor.cuda_graph_config"):
-        _arguments.wrap("handle_cuda_graph_config", _no_cuda_graphs)
-    else:
-        _arguments.wrap("handle_piecewise_cuda_graph", _no_piecewise_cuda_graphs)
+    register_resolution_hook("handle_missing_default_values")(_default_to_cpu)
+    register_resolution_hook("handle_cpu_backends")(_default_to_torch_native)
+    register_resolution_hook("handle_cuda_graph_config")(_no_cuda_graphs)
     rotary_embedding._is_cpu = True
     lora_layers.torch = lora_backend.torch = _TorchWithoutPinning()
     torch.Tensor.pin_memory = lambda tensor, device=None: tensor
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     HookRegistry.register("sglang.srt.utils.common.support_triton", lambda backend: False, HookType.REPLACE)
-    last_loc = importlib.import_module(f"sglang.srt.mem_cache.{_LAST_LOC}")
-    HookRegistry.register(f"{last_loc.__name__}.get_last_loc", last_loc.get_last_loc_torch, HookType.REPLACE)
-    paged = _paged_allocator()
+    HookRegistry.register(f"{allocation.__name__}.get_last_loc", allocation.get_last_loc_torch, HookType.REPLACE)
     paged.alloc_extend_kernel = _TorchLaunch(_alloc_extend)
     paged.alloc_decode_kernel = _TorchLaunch(_alloc_decode)
