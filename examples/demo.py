@@ -41,7 +41,7 @@ def main() -> int:
         parser.error(f"--model {model}: no model is there; make real-models makes some")
     tokens = arguments.tokens or TOKENS[arguments.model is None]
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     names = ("dense", "spark") if arguments.model is None else tuple(CACHES)
     servers = {name: LocalServer(*FLAGS, *CACHES[name], model=str(model)) for name in names}
     console.print(f"[bold]Starting {len(names)} servers[/] on {model.name}: {', '.join(names)}")
@@ -91,18 +91,18 @@ def show(console: Console, servers: dict[str, LocalServer], tokens: int, seed: i
 
 
 def answer_table(title: str, item: RecallItem, answers: dict[str, Sequence[Reply]]) -> Table:
-    """A row per question: every cache's answer, the tokens of the prompt, and how many came from each cache."""
+    """A row per question: every cache's answer, the tokens of the prompt, and how many came from each cache in turn."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in ("question", *answers):
         table.add_column(name)
-    for name in ("prompt", *(f"cached, {name}" for name in answers)):
+    for name in ("prompt", "of it cached"):
         table.add_column(name, justify="right")
     for turn, *replies in zip(item.turns, *answers.values(), strict=True):
         table.add_row(
             turn.question,
             *(marked(reply.text, turn.is_correct(reply.text)) for reply in replies),
             str(replies[0].prompt_tokens),
-            *(str(reply.cached_tokens) for reply in replies),
+            " / ".join(str(reply.cached_tokens) for reply in replies),
         )
     return table
 
