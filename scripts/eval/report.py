@@ -19,10 +19,11 @@ from tables import markdown
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "accuracy"
 HEADER = ("method", "key bytes", "value bytes", "together", "KL", "loss beyond dense", "same likeliest token")
 SMALLEST_KL = 1e-4
+DRAWN_PREFIX = 1000
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Results, by model and then by offset.
+    """Results, by model, offset and tokens before.
 
     Raises
     ------
@@ -32,7 +33,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not results:
         raise SystemExit(f"{folder} has no results: write some with scripts/eval/offline.py -o {folder}/NAME.json")
-    return sorted(results, key=lambda result: (result["model"], result["offset"]))
+    return sorted(results, key=lambda result: (result["model"], result["offset"], result["prefix"]))
 
 
 def read_servers(folder: Path) -> list[dict[str, Any]]:
@@ -117,7 +118,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     results = read(folder)
     (folder / "tables.md").write_text(document(results, read_servers(folder)))
-    draw([result for result in results if not result["offset"]], folder / "kl.png")
+    drawn = [result for result in results if not result["offset"] and result["prefix"] == DRAWN_PREFIX]
+    draw(drawn, folder / "kl.png")
 
 
 if __name__ == "__main__":
