@@ -130,6 +130,8 @@ class Calibration:
             # One entry, because safetensors writes several in any order.
             entry = {METADATA: json.dumps(metadata)}
             save_file({name: getattr(self, name).contiguous() for name in STATISTICS}, unfinished, entry)
+            # safetensors writes it for its owner only; a server may run as somebody else.
+            unfinished.chmod(0o644)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

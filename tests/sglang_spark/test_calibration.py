@@ -38,6 +38,7 @@ def test_file_gives_back_what_was_saved(saved):
     assert loaded.fingerprint == original.fingerprint
     assert loaded.source == str(saved)
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
+    assert saved.stat().st_mode & 0o777 == 0o644
 
 
 def test_file_of_the_same_statistics_has_the_same_bytes(saved, tmp_path):
