@@ -212,7 +212,9 @@ class Pruned:
                 f"use 0 (whole keys) or a ratio from {math.ceil(low * 1000) / 1000:g} to {high:g}"
             )
         kept_offset = _plane_bytes(profile) + _SCALES_BYTES
-        row_bytes = _aligned(kept_offset + _WORD_BYTES * (head_dim - int(key_ratio * head_dim)))
+        # A legal ratio may come out a rounding error below the whole number of channels that it stands for.
+        kept = head_dim - int(key_ratio * head_dim + 1e-9)
+        row_bytes = _aligned(kept_offset + _WORD_BYTES * kept)
         return cls(head_dim, profile, min(head_dim, (row_bytes - kept_offset) // _WORD_BYTES))
 
     @cached_property

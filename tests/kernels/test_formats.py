@@ -203,3 +203,10 @@ def test_layer_rows_know_their_shape():
 def test_layer_rows_check_tensors(tensors, message):
     with pytest.raises(ValueError, match=message):
         LayerRows(**tensors)
+
+
+@pytest.mark.parametrize("head_dim", range(16, 257, 16))
+def test_the_ends_of_legal_ratios_are_possible(head_dim):
+    for bits in legal_restore_bits(head_dim):
+        for ratio in legal_key_ratios(head_dim, bits):
+            assert Pruned.from_ratio(head_dim, ratio, bits).kept_channels >= 1
