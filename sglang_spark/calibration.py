@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import pad
 
+from sglang_spark.hybrid import row_layers
 from spark_kernels import KeyCalibration
 
 AUTO = "auto"
@@ -45,7 +46,7 @@ class Model(NamedTuple):
 
     @classmethod
     def of(cls, model_config: Any) -> Model:
-        """From SGLang's ``ModelConfig``; all heads and layers, whatever share of them a process holds.
+        """From SGLang's ``ModelConfig``; all heads and layers with rows, whatever share of them a process holds.
 
         A looped model has its layers once per loop. On CPUs SGLang adds heads that do not divide evenly, and notes how
         many there were.
@@ -54,7 +55,7 @@ class Model(NamedTuple):
         return cls(
             architecture=config.architectures[0],
             hidden_size=model_config.hidden_size,
-            num_layers=model_config.num_attention_layers,
+            num_layers=len(row_layers(model_config)),
             num_attention_heads=getattr(config, "original_num_attention_heads", model_config.num_attention_heads),
             num_kv_heads=getattr(config, "original_total_num_kv_heads", model_config.get_total_num_kv_heads()),
             head_dim=model_config.head_dim,
@@ -100,12 +101,12 @@ class Calibration:
             digest.update(statistic.numpy().tobytes())
         return cls(*statistics, fingerprint=digest.hexdigest()[:16], source=source)
 
-    def share(self, layers: range, heads: range) -> Calibration:
-        """The part of a process that holds these layers and KV heads; its fingerprint is that of the whole.
+    def share(self, layers: list[int], heads: range) -> Calibration:
+        """The part of a process that holds the layers at these places and these KV heads; with the whole's fingerprint.
 
         Heads beyond the model's, which SGLang adds to divide them evenly, have statistics of zero.
         """
-        parts = {name: getattr(self, name)[layers.start : layers.stop, heads.start : heads.stop] for name in STATISTICS}
+        parts = {name: getattr(self, name)[layers, heads.start : heads.stop] for name in STATISTICS}
         added = len(heads) - parts["centre"].shape[1]
         return replace(self, **{name: pad(part, (0, 0, 0, added)) for name, part in parts.items()})
 

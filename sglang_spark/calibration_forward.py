@@ -28,6 +28,8 @@ from sglang.srt.utils import require_attn_tp_gather, require_mlp_tp_gather
 
 from sglang_spark.calibration import AUTO, STATISTICS, Calibration, Model
 from sglang_spark.calibration_text import STRETCHES
+from sglang_spark.hybrid import row_layers
+from sglang_spark.pool import rows_of
 from sglang_spark.server_args import published
 from spark_kernels.reference import dense_attention
 
@@ -55,7 +57,8 @@ class StatisticsBackend(AttentionBackend):
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.lengths: list[int] = []
-        # Of k, k^2 and q^2 by global layer id, float64 [3, num_kv_heads, head_dim].
+        self.layers = held_layers(model_runner)
+        # Of k, k^2 and q^2 by global layer id, float64 [3, num_kv_heads, head_dim]; of those with rows.
         self.sums: dict[int, torch.Tensor] = {}
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
@@ -70,20 +73,22 @@ class StatisticsBackend(AttentionBackend):
         """The same on a CPU."""
         return 1
 
-    def forward_extend(self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, **kwargs):
+    def forward_extend(self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, sinks=None, **kwargs):
         """Attention of the sequences; q ``[num_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
-        padded, num_tokens = len(q), sum(self.lengths)
-        q, k, v = (
-            x[:num_tokens].view(num_tokens, -1, head_dim)
-            for x, head_dim in ((q, layer.qk_head_dim), (k, layer.qk_head_dim), (v, layer.v_head_dim))
-        )
-        self._count(q, k, layer.layer_id)
+        num_tokens, q = sum(self.lengths), q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        padded = len(q)
+        k, v = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim), v.view(-1, layer.tp_v_head_num, layer.v_head_dim)
+        q, k, v = (x[:num_tokens] for x in (q, k, v))
+        if layer.layer_id in self.layers:
+            self._count(q, k, layer.layer_id)
         out = v.new_zeros(padded, layer.tp_q_head_num, layer.v_head_dim)
         start = 0
         for length in self.lengths:
             own = slice(start, start := start + length)
             mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-            scores = {"sm_scale": layer.scaling, "logits_soft_cap": layer.logit_cap}
+            if layer.sliding_window_size > -1:
+                mask = mask.triu(-layer.sliding_window_size)
+            scores = {"sm_scale": layer.scaling, "logits_soft_cap": layer.logit_cap, "sinks": sinks}
             out[own] = dense_attention(q[own], k[own], v[own], mask=mask, **scores)[0]
         return out.flatten(1)
 
@@ -102,7 +107,8 @@ def of_process(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     output = os.environ.get(OUTPUT_VARIABLE)
     if output and torch.distributed.get_rank() == 0:
         calibration.save(output, model, made_from=Path(model_runner.model_config.model_path).name)
-    return calibration.share(held_layers(model_runner), held_heads(model_runner.model_config))
+    places = [row_layers(model_runner.model_config).index(layer_id) for layer_id in held_layers(model_runner)]
+    return calibration.share(places, held_heads(model_runner.model_config))
 
 
 def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
@@ -251,10 +257,9 @@ def _batch(model_runner: ModelRunner, sequences: list[list[int]]) -> ForwardBatc
     return batch
 
 
-def held_layers(model_runner: ModelRunner) -> range:
-    """Global ids of the layers of this process."""
-    pool = model_runner.token_to_kv_pool
-    return range(pool.start_layer, pool.start_layer + pool.layer_num)
+def held_layers(model_runner: ModelRunner) -> tuple[int, ...]:
+    """Global ids of the layers with rows of this process."""
+    return rows_of(model_runner.token_to_kv_pool).layout.layers
 
 
 def held_heads(model_config: Any) -> range:
@@ -273,9 +278,10 @@ def _combined(sums: dict[int, torch.Tensor], num_tokens: int, model_runner: Mode
     num_heads = model_runner.model_config.get_total_num_kv_heads()
     total = torch.zeros(3, model.num_layers, num_heads, model.head_dim, dtype=torch.float64)
     tokens = torch.zeros(model.num_layers, num_heads, 1, dtype=torch.float64)
-    for layer, layer_sums in sums.items():
-        total[:, layer, heads.start : heads.stop] = layer_sums.cpu()
-        tokens[layer, heads.start : heads.stop] = num_tokens
+    places = {layer_id: place for place, layer_id in enumerate(row_layers(model_runner.model_config))}
+    for layer_id, layer_sums in sums.items():
+        total[:, places[layer_id], heads.start : heads.stop] = layer_sums.cpu()
+        tokens[places[layer_id], heads.start : heads.stop] = num_tokens
     for part in (total, tokens):
         # Zeros leave a sum as it is, and a reduction gives every rank the same bytes.
         torch.distributed.all_reduce(part, group=get_parallel().world_group.cpu_group)
@@ -283,7 +289,7 @@ def _combined(sums: dict[int, torch.Tensor], num_tokens: int, model_runner: Mode
     deviation, query_rms = (square - centre.square()).clamp(min=0).sqrt(), query_square.sqrt()
     for name, statistic in zip(STATISTICS, (centre, deviation, query_rms), strict=True):
         if not statistic.isfinite().all():
-            layer = int((~statistic.isfinite()).nonzero()[0, 0])
+            layer = row_layers(model_runner.model_config)[int((~statistic.isfinite()).nonzero()[0, 0])]
             raise ValueError(
                 f"--spark-calibration=auto: {name} of layer {layer} is not finite; the model's weights or activations "
                 "are not. Serve it with --kv-compress none"

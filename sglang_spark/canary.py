@@ -9,6 +9,7 @@ at every layer: not for serving.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 import torch
 
@@ -62,7 +63,7 @@ class RowHashes:
 
     def record(self, layer_id: int, slots: torch.Tensor) -> None:
         """Take the rows of ``slots`` (integer ``[num_tokens]``) in a layer (global id) for what they should be."""
-        layer = layer_id - self._pool.start_layer
+        layer = self._pool.place(layer_id)
         self._hashes[layer, slots] = self._hash(layer, slots)
         self._is_written[layer, slots] = True
 
@@ -74,7 +75,7 @@ class RowHashes:
         RowChanged
             Names the layer and the slots.
         """
-        layer = layer_id - self._pool.start_layer
+        layer = self._pool.place(layer_id)
         is_written = self._is_written[layer, slots]
         if not is_written.all():
             raise RowChanged(f"layer {layer_id} reads rows that were never written: slots {_few(slots[~is_written])}")
@@ -93,8 +94,13 @@ class RowHashes:
         return total
 
 
+def watched(backend_class: type[SparkAttnBackend]) -> type[SparkAttnBackend]:
+    """A backend that checks every row before it reads it."""
+    return type(f"Watched{backend_class.__name__}", (CanaryBackend, backend_class), {})
+
+
 class CanaryBackend(SparkAttnBackend):
-    """SparK's backend, which checks every row before it reads it.
+    """Put before a backend of SparK's by `watched`.
 
     Raises
     ------
@@ -127,16 +133,21 @@ class CanaryBackend(SparkAttnBackend):
             raise RowChanged(f"a batch writes slots that it also reads: {_few(clash)}")
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        self._hashes.check(layer.layer_id, self._read)
-        out = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-        self._hashes.record(layer.layer_id, forward_batch.out_cache_loc)
-        return out
+        with self._checked(layer.layer_id, forward_batch.out_cache_loc):
+            return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
-        self._hashes.check(layer.layer_id, self._read)
-        out = super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-        self._hashes.record(layer.layer_id, forward_batch.out_cache_loc)
-        return out
+        with self._checked(layer.layer_id, forward_batch.out_cache_loc):
+            return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+
+    @contextmanager
+    def _checked(self, layer_id, written):
+        has_rows = self.pool.place(layer_id) is not None
+        if has_rows:
+            self._hashes.check(layer_id, self._read)
+        yield
+        if has_rows:
+            self._hashes.record(layer_id, written)
 
 
 def _few(slots: torch.Tensor) -> str:

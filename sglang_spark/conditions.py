@@ -14,6 +14,7 @@ from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch, ModelImpl, is_hybrid_swa_model
 from sglang.srt.model_loader.utils import get_resolved_model_impl
 
+from sglang_spark.hybrid import window_backend
 from spark_kernels.gpu import HEAD_DIMS, MAX_GROUP
 from spark_kernels.implementation import runs_triton
 
@@ -30,6 +31,8 @@ class Launch:
 
     Parameters
     ----------
+    record
+        The arguments that are being resolved.
     requested
         Arguments as the user gave them, by field name.
     resolved
@@ -38,6 +41,7 @@ class Launch:
         SGLang's ``ModelConfig`` of the model.
     """
 
+    record: Any
     requested: dict[str, Any]
     resolved: Any
     model_config: Any
@@ -79,19 +83,41 @@ def is_hybrid(model: Any) -> bool:
     return mambaish_config(model) is not None or model.attention_arch == AttentionArch.SSM
 
 
-def has_windows(model: Any) -> bool:
-    """Whether SGLang serves the model with windows; ``sliding_window`` alone, as of Mistral or Phi-3, says nothing.
+def has_windows_in_one_pool(model: Any) -> bool:
+    """Whether SGLang serves the model with windows, and with one pool for all its layers.
+
+    ``sliding_window`` alone, as of Mistral or Phi-3, says nothing.
 
     SGLang's own rule (``resolve_sliding_window_size``) asks the loaded model. What its models read is this: their
     names, ``attention_chunk_size`` and the types of their layers. Of a LoopCoder all loops but the first have windows.
     """
     config = model.hf_text_config
-    return (
+    return not model.is_hybrid_swa and (
         is_hybrid_swa_model(model.hf_config.architectures, config)
         or model.attention_chunk_size is not None
         or "sliding_attention" in (getattr(config, "layer_types", None) or ())
         or architecture(model) == "IQuestLoopCoderForCausalLM"
     )
+
+
+def has_windows_only(model: Any) -> bool:
+    return model.is_hybrid_swa and not model.full_attention_layer_ids
+
+
+def chunked_without_kernel(launch: Launch) -> Any:
+    """The backend of Llama 4's layers that attend to chunks, where it would attend to everything instead."""
+    backend = window_backend(launch.record)
+    return backend if launch.model_config.attention_chunk_size is not None and backend != "fa3" else None
+
+
+def sinks_without_kernel(launch: Launch) -> Any:
+    """The backend of window layers with sinks, where it does not take any."""
+    backend = window_backend(launch.record)
+    return backend if launch.model_config.has_attention_sinks and backend in ("flashinfer", "torch_native") else None
+
+
+def useless_window_backend(launch: Launch) -> Any:
+    return None if launch.model_config.is_hybrid_swa else launch.requested["spark_window_backend"]
 
 
 def has_sparse_pool(model: Any) -> bool:

@@ -28,7 +28,8 @@ def configure_pool_of_bytes(original, builder, *args, **kwargs):
 
     SGLang's own checks and quantizers of that dtype (such as fp8 on CPUs, which needs AMX) concern dense pools.
     """
-    if not builds_rows(builder):
+    # Beside rows, window layers have a dense pool of that dtype, and what is said of it is true.
+    if not builds_rows(builder) or builder.is_hybrid_swa:
         return original(builder, *args, **kwargs)
     dense_dtype, builder.kv_cache_dtype = builder.kv_cache_dtype, torch.uint8
     try:
@@ -42,15 +43,26 @@ def size_by_rows(original, configurator, builder, num_layers):
     return layout_of(builder).bytes_per_token if builds_rows(builder) else original(configurator, builder, num_layers)
 
 
-def build_rows(original, builder, **settings):
-    """SparK's pool in the place of the dense one."""
+def size_beside_windows(_, configurator, builder):
+    """After a hybrid model's pools have been sized as dense: the layers that attend to everything have rows."""
+    if builds_rows(builder):
+        layout = layout_of(builder)
+        # SGLang counts per layer, and formats may differ between layers.
+        configurator._full_per_token = layout.bytes_per_token / len(layout.layers)
+        configurator._recompute_cell_size()
+
+
+def build_rows(original, builder, *, mha_pool_class, **settings):
+    """SparK's pool in the place of the dense one; of a hybrid model, of the part that attends to everything."""
     if not builds_rows(builder):
-        return original(builder, **settings)
+        return original(builder, mha_pool_class=mha_pool_class, **settings)
     from sglang_spark import plugin
 
     plugin.check_installed()
-    settings |= {"mha_pool_class": functools.partial(_pool, layout_of(builder)), "quant_method": None}
-    return original(builder, **settings)
+    if "quant_method" in settings:
+        settings["quant_method"] = None
+    pools = functools.partial(_pool, layout_of(builder), mha_pool_class)
+    return original(builder, mha_pool_class=pools, **settings)
 
 
 def layout_of(builder: Any) -> PoolLayout:
@@ -60,15 +72,17 @@ def layout_of(builder: Any) -> PoolLayout:
 
 def share_of(builder: Any) -> ModelShare:
     """What the process of ``builder`` holds of the model."""
-    # SGLang counts a looped model's loops twice where its end_layer has them already.
-    count = min(builder.layer_info.num_effective_layers, builder.model_config.num_attention_layers)
-    layers = range(builder.layer_info.start_layer, builder.layer_info.start_layer + count)
+    info = builder.layer_info
+    layers = range(info.start_layer, info.start_layer + info.num_effective_layers)
     return ModelShare(builder.model_config, layers, builder.model_dtype)
 
 
-def _pool(layout: PoolLayout, size: int, **kwargs):
+def _pool(layout: PoolLayout, dense_pool_class: type, size: int, **kwargs):
     from sglang_spark.pool import SparkTokenToKVPool
 
+    # What ``SWAKVPool`` (mem_cache/swa_memory_pool.py) calls the pool of its window layers.
+    if kwargs.get("allocation_label") == "SWA":
+        return dense_pool_class(size, **kwargs)
     pool = SparkTokenToKVPool(size, layout=layout, **kwargs)
     metrics.watch(metrics.CacheUsage(layout))
     logger.info(layout.summary(size))
@@ -80,9 +94,10 @@ def calibrate_pool(original, worker, *args, **kwargs):
     runner = worker.model_runner
     if is_spark(published()) and not runner.is_draft_worker:
         from sglang_spark import calibration_forward
+        from sglang_spark.pool import rows_of
 
         calibration = calibration_forward.of_process(runner, worker.tokenizer)
-        runner.token_to_kv_pool.calibration = calibration
+        rows_of(runner.token_to_kv_pool).calibration = calibration
         metrics.show_calibration(calibration.source, calibration.fingerprint)
     return original(worker, *args, **kwargs)
 
@@ -140,11 +155,38 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         Target(
+            "sglang.srt.model_executor.pool_configurator.HybridSWAPoolConfigurator.__init__",
+            ("self", "kvc"),
+        ),
+        size_beside_windows,
+        HookType.AFTER,
+        "the same beside a pool of window layers",
+    ),
+    Hook(
+        Target(
             f"{_CONFIGURATOR}._build_mha_kv_pool", ("self", "max_total_num_tokens", "mha_pool_class", "quant_method")
         ),
         build_rows,
         HookType.AROUND,
         "the pool itself",
+    ),
+    Hook(
+        Target(
+            f"{_CONFIGURATOR}._build_hybrid_swa_kv_pool",
+            ("self", "full_max_total_num_tokens", "swa_max_total_num_tokens", "mha_pool_class"),
+        ),
+        build_rows,
+        HookType.AROUND,
+        "the same beside a pool of window layers",
+    ),
+    Hook(
+        Target(
+            f"{_CONFIGURATOR}._build_hybrid_linear_kv_pool",
+            ("self", "max_total_num_tokens", "req_to_token_pool", "mha_pool_class", ...),
+        ),
+        build_rows,
+        HookType.AROUND,
+        "the same beside a pool of states",
     ),
     Hook(
         Target("sglang.srt.managers.tp_worker.TpModelWorker.init_attention_backends", ("self",)),

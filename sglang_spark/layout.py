@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Container
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sglang_spark.config import SparkConfig
+from sglang_spark.hybrid import row_layers
 from sglang_spark.server_args import published
 from spark_kernels.formats import KeyFormat, Pruned, ValueFormat
 
@@ -28,30 +30,51 @@ class ModelShare(NamedTuple):
     """
 
     model_config: Any
-    layers: range
+    layers: Container[int]
     model_dtype: torch.dtype
 
 
-@dataclass(frozen=True)
+class WindowPool(NamedTuple):
+    """SGLang's dense pool of a process's window layers, beside the rows.
+
+    Parameters
+    ----------
+    num_layers
+        Of them.
+    bytes_per_token
+        Of a token within the window, all these layers and their KV heads.
+    """
+
+    num_layers: int
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolLayout:
     """Row formats of the layers this process holds.
 
     Parameters
     ----------
+    layers
+        Their global ids, ascending.
     key_formats
-        One per local layer.
+        One per layer.
     value_format
         The same for all layers.
     num_kv_heads
         KV heads this process holds (after tensor parallelism).
     model_dtype
         What a dense cache would store.
+    windows
+        What stands beside the rows in a model with window layers.
     """
 
+    layers: tuple[int, ...]
     key_formats: tuple[KeyFormat, ...]
     value_format: ValueFormat
     num_kv_heads: int
     model_dtype: torch.dtype
+    windows: WindowPool | None = None
 
     @classmethod
     def of(cls, share: ModelShare, kv_cache_dtype: str, attention_tp_size: int) -> PoolLayout:
@@ -68,14 +91,17 @@ class PoolLayout:
         """
         model_config = share.model_config
         config = SparkConfig.of(published(), model_config)
-        auto_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else share.model_dtype
+        dense_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else share.model_dtype
+        layers = tuple(layer_id for layer_id in row_layers(model_config) if layer_id in share.layers)
         return cls(
+            layers=layers,
             key_formats=tuple(
-                config.key_format(layer_id, model_config.head_dim, share.model_dtype) for layer_id in share.layers
+                config.key_format(layer_id, model_config.head_dim, share.model_dtype) for layer_id in layers
             ),
-            value_format=config.value_format(model_config.v_head_dim, auto_dtype),
+            value_format=config.value_format(model_config.v_head_dim, dense_dtype),
             num_kv_heads=model_config.get_num_kv_heads(attention_tp_size),
             model_dtype=share.model_dtype,
+            windows=_window_pool(share, dense_dtype, attention_tp_size) if model_config.is_hybrid_swa else None,
         )
 
     @property
@@ -98,10 +124,12 @@ class PoolLayout:
             "dense_bytes_per_token": self.dense_bytes_per_token,
             "kept_key_channels": pruned[0].kept_channels if pruned else self.key_formats[0].head_dim,
             "pruned_layers": len(pruned),
+            "window_layers": self.windows.num_layers if self.windows else 0,
+            "window_bytes_per_token": self.windows.bytes_per_token if self.windows else 0,
         }
 
     def summary(self, num_tokens: int) -> str:
-        """One line for the log: bytes per token, keys, values and capacity."""
+        """One line for the log: bytes per token, keys, values and capacity; of the layers that have rows."""
         dense_tokens = num_tokens * self.bytes_per_token // self.dense_bytes_per_token
         pruned = [key_format for key_format in self.key_formats if isinstance(key_format, Pruned)]
         if pruned:
@@ -117,7 +145,22 @@ class PoolLayout:
             f"{self.value_format.name} values, "
             f"{num_tokens} tokens against {dense_tokens} dense "
             f"({self.dense_bytes_per_token / self.bytes_per_token:.2f}x)"
+            + (
+                f"; {self.windows.num_layers} window layers beside them, dense, {self.windows.bytes_per_token} bytes per "
+                "token"
+                if self.windows
+                else ""
+            )
         )
+
+
+def _window_pool(share: ModelShare, dtype: torch.dtype, attention_tp_size: int) -> WindowPool:
+    """As ``HybridSWAPoolConfigurator`` (model_executor/pool_configurator.py) counts it."""
+    model_config = share.model_config
+    num_layers = sum(layer_id in share.layers for layer_id in model_config.swa_attention_layer_ids)
+    channels = model_config.swa_head_dim + model_config.swa_v_head_dim
+    num_kv_heads = model_config.get_swa_num_kv_heads(attention_tp_size)
+    return WindowPool(num_layers, num_layers * num_kv_heads * channels * dtype.itemsize)
 
 
 def planned_layouts(arguments: Any, model_config: Any) -> list[PoolLayout]:

@@ -46,9 +46,11 @@ def build_backend(model_runner):
     from sglang_spark import canary
     from sglang_spark.attention.backend import SparkAttnBackend
     from sglang_spark.attention.warm_up import warm_up
+    from sglang_spark.attention.windows import WindowedSparkAttnBackend
 
     check_installed()
-    backend = canary.CanaryBackend(model_runner) if canary.is_on() else SparkAttnBackend(model_runner)
+    backend_class = WindowedSparkAttnBackend if model_runner.model_config.is_hybrid_swa else SparkAttnBackend
+    backend = (canary.watched(backend_class) if canary.is_on() else backend_class)(model_runner)
     warm_up(backend, model_runner.model, model_runner.dtype)
     return backend
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
-from sglang.srt.mem_cache.memory_pool import KvBufferDesc, MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import KVCache, KvBufferDesc, MHATokenToKVPool
 
 from sglang_spark.calibration import Calibration
 from sglang_spark.layout import PoolLayout
@@ -34,8 +34,12 @@ class SparkTokenToKVPool(MHATokenToKVPool):
         Everything else goes to ``MHATokenToKVPool``.
     """
 
-    def __init__(self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, v_head_dim, layer_num, **kwargs):
+    def __init__(
+        self, size: int, *, layout: PoolLayout, dtype, head_num, head_dim, layer_num, v_head_dim=None, **kwargs
+    ):
         self.layout = layout
+        # A hybrid model's layers with rows are not one after the other.
+        self._places = {layer_id: place for place, layer_id in enumerate(layout.layers)}
         # Of this process's layers and heads; set once, before the first row is written.
         self.calibration: Calibration | None = None
         # By global layer id; made once, because attention asks for them in every layer of every step.
@@ -51,14 +55,19 @@ class SparkTokenToKVPool(MHATokenToKVPool):
             **kwargs,
         )
 
+    def place(self, layer_id: int) -> int | None:
+        """Where a layer (global id) stands among those with rows; None if it has none."""
+        return self._places.get(layer_id)
+
     def layer_rows(self, layer_id: int) -> LayerRows:
         """The rows of a layer (global id), once any pending transfer of them has arrived."""
-        keys, values = self.get_key_buffer(layer_id), self.get_value_buffer(layer_id)
+        place = self._places[layer_id]
+        sglang_id = self.start_layer + place
+        keys, values = self.get_key_buffer(sglang_id), self.get_value_buffer(sglang_id)
         rows = self._layer_rows.get(layer_id)
         if rows is None or rows.keys is not keys or rows.values is not values:
-            layer = layer_id - self.start_layer
-            key_format = self.layout.key_formats[layer]
-            calibration = self.calibration.layer(layer, keys.device) if isinstance(key_format, Pruned) else None
+            key_format = self.layout.key_formats[place]
+            calibration = self.calibration.layer(place, keys.device) if isinstance(key_format, Pruned) else None
             rows = LayerRows(keys, values, key_format, self.layout.value_format, calibration)
             self._layer_rows[layer_id] = rows
         return rows
@@ -94,3 +103,8 @@ class SparkTokenToKVPool(MHATokenToKVPool):
         # SGLang takes the first buffer's rows for the longest.
         config = self._kv_copy_config
         config["byte_tiles"] = -(-int(self.data_strides.max()) // config["bytes_per_tile"])
+
+
+def rows_of(pool: KVCache) -> KVCache:
+    """The pool that holds rows: of a hybrid model's composed one, the part of the layers that attend to everything."""
+    return getattr(pool, "full_kv_pool", pool)

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_spark import conditions
 from sglang_spark.conditions import DEVICES, MIN_COMPUTE_CAPABILITY, VALUE_CACHE_DTYPES, Condition, Launch
+from sglang_spark.hybrid import WINDOW_BACKENDS
 from spark_kernels.gpu import HEAD_DIMS, MAX_GROUP
 
 
@@ -66,10 +67,39 @@ MODEL_REFUSALS: tuple[Refusal, ...] = (
         _SERVE_DENSE,
     ),
     Refusal(
-        "model with sliding-window or chunked local attention",
-        conditions.model_is(conditions.has_windows),
-        "its layers use several pools or look at a window only, which the SparK pool and backend do not do",
+        "model with sliding windows in one pool",
+        conditions.model_is(conditions.has_windows_in_one_pool),
+        "SGLang keeps the whole context for its window layers too, so that compressing the others saves little",
+        "Leave --disable-hybrid-swa-memory out where it is given, or serve this model with --kv-compress none",
+    ),
+    Refusal(
+        "model with window layers only",
+        conditions.model_is(conditions.has_windows_only),
+        "its cache does not grow with the context",
         _SERVE_DENSE,
+    ),
+    Refusal(
+        "--spark-window-backend",
+        conditions.useless_window_backend,
+        "this model has no window layers",
+    ),
+    Refusal(
+        "--spark-window-backend",
+        conditions.not_in("spark_window_backend", (None, *WINDOW_BACKENDS)),
+        "window layers are served by a backend of SGLang's that reads the pools it is shown",
+        f"Use one of {', '.join(WINDOW_BACKENDS)}",
+    ),
+    Refusal(
+        "--spark-window-backend",
+        conditions.chunked_without_kernel,
+        "this model attends to chunks in some layers, which only fa3 does",
+        "Use --spark-window-backend fa3 on a Hopper GPU, or serve this model with --kv-compress none",
+    ),
+    Refusal(
+        "--spark-window-backend",
+        conditions.sinks_without_kernel,
+        "this model has attention sinks, which the backend does not take",
+        "Use --spark-window-backend triton or fa3",
     ),
     Refusal(
         "model with linear-attention or state-space layers",
@@ -87,12 +117,6 @@ MODEL_REFUSALS: tuple[Refusal, ...] = (
         "model with dual chunk attention",
         conditions.model_is(conditions.has_dual_chunks),
         "it attends with several queries per token, which SparK's backend does not do",
-        _SERVE_DENSE,
-    ),
-    Refusal(
-        "model with attention sinks",
-        conditions.model_is(lambda model: model.has_attention_sinks),
-        "SparK's kernels do not add them to the softmax",
         _SERVE_DENSE,
     ),
     Refusal(

@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
 
-from sglang_spark import refusals
+from sglang_spark import hybrid, refusals
 from sglang_spark.calibration import checked_source
 from sglang_spark.conditions import BACKEND, Launch
 from sglang_spark.config import SparkConfig
@@ -45,7 +45,8 @@ def choose_backend(server_args: Any, previous: Any) -> None:
         _check_possible(server_args)
         declare_resolution(
             server_args,
-            "sglang_spark",
+            hybrid.SOURCE,
+            spark_window_backend=hybrid.window_backend(server_args),
             attention_backend=BACKEND,
             prefill_attention_backend=None,
             decode_attention_backend=None,
@@ -54,8 +55,9 @@ def choose_backend(server_args: Any, previous: Any) -> None:
 
 
 def _check_possible(server_args: Any) -> None:
+    hybrid.split_pool(server_args)
     model_config = model_config_of(server_args)
-    refusals.check(Launch(server_args._raw_input, resolving_view(server_args), model_config))
+    refusals.check(Launch(server_args, server_args._raw_input, resolving_view(server_args), model_config))
     SparkConfig.of(server_args, model_config)
     checked_source(server_args.spark_calibration, model_config)
 

@@ -1,4 +1,4 @@
-"""The command-line flags: a record of SGLang's arguments with six fields more, made where somebody asks for SparK.
+"""The command-line flags: a record of SGLang's arguments with seven fields more, made where somebody asks for SparK.
 
 SGLang's own class stays what and where it is. Its parser learns the flags, and arguments that use one become a
 `SparkServerArgs`; all others are made by SGLang as if this package were not installed.
@@ -13,13 +13,14 @@ from sglang.srt.server_args import ServerArgs
 
 from sglang_spark.calibration import AUTO as DEFAULT_CALIBRATION
 from sglang_spark.config import DEFAULT_KEY_RATIO, DEFAULT_VALUE_DTYPE
+from sglang_spark.hybrid import WINDOW_BACKENDS
 
 KvCompress = Literal["none", "spark"]
 KV_COMPRESS_CHOICES: tuple[str, ...] = get_args(KvCompress)
 
 
 class SparkServerArgs(ServerArgs, dict=True):
-    """SGLang's server arguments and six more, for ``sgl.Engine(server_args=...)`` and programs that launch servers.
+    """SGLang's server arguments and seven more, for ``sgl.Engine(server_args=...)`` and programs that launch servers.
 
     Being fields of the record makes them keys of ``--config`` files, keywords of ``sgl.Engine`` and part of
     ``/server_info``. The class is importable by name because the record travels to scheduler processes by pickle.
@@ -68,6 +69,14 @@ class SparkServerArgs(ServerArgs, dict=True):
             "need the same file."
         ),
     ] = DEFAULT_CALIBRATION
+    spark_window_backend: A[
+        str | None,
+        Arg(
+            help="Which of SGLang's attention backends serves the layers of a model that attend to a window; their "
+            "cache stays dense. SGLang's own choice for GPU and model if not given.",
+            choices=WINDOW_BACKENDS,
+        ),
+    ] = None
 
 
 _OF_SGLANG = {field.name for field in record_fields(ServerArgs)}

@@ -333,13 +333,15 @@ def dense_attention(
     sm_scale: float,
     logits_soft_cap: float = 0.0,
     mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of one request and its log-sum-exp, in float32.
 
     ``q`` is ``[n, num_qo_heads, head_dim]``, ``k`` and ``v`` are ``[m, num_kv_heads, head_dim]`` (``v`` with its own
     head_dim), ``mask`` is boolean ``[n, m]``, True where a query sees a key. With a soft cap c > 0 a logit x
-    becomes ``c * tanh(x / c)``. Returns the output ``[n, num_qo_heads, v_head_dim]`` and the natural-log lse
-    ``[n, num_qo_heads]``; a query that sees nothing gets 0 and -inf.
+    becomes ``c * tanh(x / c)``. ``sinks``, ``[num_qo_heads]``, is the logit of one key more per head, whose value is 0.
+    Returns the output ``[n, num_qo_heads, v_head_dim]`` and the natural-log lse ``[n, num_qo_heads]``; a query that
+    sees nothing gets 0 and -inf.
     """
     group = q.shape[1] // k.shape[1]
     k, v = (x.float().repeat_interleave(group, dim=1) for x in (k, v))
@@ -348,6 +350,9 @@ def dense_attention(
         logits = logits_soft_cap * (logits / logits_soft_cap).tanh()
     if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf)
+    if sinks is not None:
+        logits = torch.cat([logits, sinks.float()[:, None, None].expand(-1, len(q), 1)], dim=2)
+        v = torch.cat([v, v.new_zeros(1, *v.shape[1:])])
     lse = logits.logsumexp(-1)
     weights = (logits - lse[..., None]).exp().where(lse[..., None] > -math.inf, 0.0)
     weights = weights.where(~lse.isnan()[..., None], math.nan)

@@ -111,6 +111,7 @@ class SparkBatchDecodeWrapper:
         sm_scale: float,
         logits_soft_cap: float = 0.0,
         v_scale: float = 1.0,
+        sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         return_lse: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -128,6 +129,8 @@ class SparkBatchDecodeWrapper:
             If c > 0, a logit x becomes ``c * tanh(x / c)``.
         v_scale
             Factor of the stored values, the one given to `write_rows`.
+        sinks
+            Float ``[num_qo_heads]``: the logit of one key more per head, whose value is 0 (gpt-oss's attention sinks).
         out
             Where to write the result, dtype of ``q``, ``[batch, num_qo_heads, v_head_dim]``.
         return_lse
@@ -145,7 +148,7 @@ class SparkBatchDecodeWrapper:
         result, lse = self._kernels.decode_attention(
             q, rows, self._plan, sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, v_scale=v_scale
         )
-        return _deliver(result, lse, q, out, return_lse)
+        return _deliver(result, lse, q, sinks, out, return_lse)
 
 
 class SparkBatchPrefillWrapper:
@@ -220,6 +223,7 @@ class SparkBatchPrefillWrapper:
         sm_scale: float,
         logits_soft_cap: float = 0.0,
         v_scale: float = 1.0,
+        sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         return_lse: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -234,7 +238,7 @@ class SparkBatchPrefillWrapper:
             head_dim), dtype of ``q``.
         rows
             The layer's cache; only the prefixes are read.
-        sm_scale, logits_soft_cap, out, return_lse
+        sm_scale, logits_soft_cap, sinks, out, return_lse
             As in `SparkBatchDecodeWrapper.run`, with tokens in the place of requests.
         v_scale
             Factor of the stored values of the prefix; ``v`` is not scaled.
@@ -253,7 +257,7 @@ class SparkBatchPrefillWrapper:
         result, lse = self._kernels.extend_attention(
             q, k, v, rows, self._plan, sm_scale=sm_scale, logits_soft_cap=logits_soft_cap, v_scale=v_scale
         )
-        return _deliver(result, lse, q, out, return_lse)
+        return _deliver(result, lse, q, sinks, out, return_lse)
 
 
 def merge_state(
@@ -273,8 +277,18 @@ def merge_state(
 
 
 def _deliver(
-    result: torch.Tensor, lse: torch.Tensor, q: torch.Tensor, out: torch.Tensor | None, return_lse: bool
+    result: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    sinks: torch.Tensor | None,
+    out: torch.Tensor | None,
+    return_lse: bool,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    if sinks is not None:
+        check_tensor("sinks", sinks, (q.shape[1],), FLOAT_DTYPES, result.device)
+        # What is left to the keys.
+        result = result * torch.sigmoid(lse - sinks)[..., None]
+        lse = torch.logaddexp(lse, sinks.float())
     if out is None:
         out = result.to(q.dtype)
     else:

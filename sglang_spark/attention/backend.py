@@ -12,7 +12,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from sglang_spark import metrics
 from sglang_spark.attention.indices import fill_slots, indptr
-from sglang_spark.pool import SparkTokenToKVPool
+from sglang_spark.pool import SparkTokenToKVPool, rows_of
 from spark_kernels import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, SparkBatchWriteWrapper
 from spark_kernels.implementation import runs_triton
 
@@ -42,15 +42,16 @@ class SparkAttnBackend(AttentionBackend):
 
     def __init__(self, model_runner: ModelRunner):
         super().__init__()
-        self.pool = model_runner.token_to_kv_pool
+        self.pool = rows_of(model_runner.token_to_kv_pool)
         if not isinstance(self.pool, SparkTokenToKVPool):
             raise RuntimeError(
                 f"the spark attention backend needs a SparkTokenToKVPool, this server built a "
                 f"{type(self.pool).__name__}; start it with --kv-compress spark"
             )
         # What models and SGLang's eager paths ask a backend for.
-        self.token_to_kv_pool, self.req_to_token_pool = self.pool, model_runner.req_to_token_pool
-        check_layers(model_runner.model)
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.req_to_token_pool = model_runner.req_to_token_pool
+        check_layers(model_runner.model, self.pool)
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.device = torch.device(model_runner.device)
         logger.info(f"SparK attention: {'Triton' if runs_triton(self.device) else 'numba'} kernels on {self.device}")
@@ -158,17 +159,18 @@ class SparkAttnBackend(AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Attention of one new token per request; q ``[batch, num_qo_heads * head_dim]``."""
-        _check_plain_attention(layer, kwargs)
+        _check_known(layer, kwargs)
         rows = self.pool.layer_rows(layer.layer_id)
         q, k, v = _by_head(layer, q, k, v)
         v_scale = value_scale(layer)
         if save_kv_cache:
             self.writer.run(q, k, v, rows, v_scale=v_scale)
-        out = self.decode.run(q, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
-        return out.flatten(1)
+        scores = {"sm_scale": layer.scaling, "logits_soft_cap": layer.logit_cap, "sinks": sinks}
+        return self.decode.run(q, rows, v_scale=v_scale, **scores).flatten(1)
 
     def forward_extend(
         self,
@@ -178,22 +180,25 @@ class SparkAttnBackend(AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Attention of the new chunks; q ``[total_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
-        _check_plain_attention(layer, kwargs)
+        _check_known(layer, kwargs)
         rows = self.pool.layer_rows(layer.layer_id)
+        q, k, v = _by_head(layer, q, k, v)
         padding = q.shape[0] - self.num_new_tokens
-        q, k, v = (x[: self.num_new_tokens] for x in _by_head(layer, q, k, v))
+        q, k, v = (x[: self.num_new_tokens] for x in (q, k, v))
         v_scale = value_scale(layer)
-        out = self.prefill.run(q, k, v, rows, sm_scale=layer.scaling, logits_soft_cap=layer.logit_cap, v_scale=v_scale)
+        scores = {"sm_scale": layer.scaling, "logits_soft_cap": layer.logit_cap, "sinks": sinks}
+        out = self.prefill.run(q, k, v, rows, v_scale=v_scale, **scores)
         if save_kv_cache:
             self.writer.run(q, k, v, rows, v_scale=v_scale)
         return torch.nn.functional.pad(out.flatten(1), (0, 0, 0, padding)) if padding else out.flatten(1)
 
 
-def check_layers(model: torch.nn.Module) -> None:
-    """Refuse layers whose attention is not causal attention over the whole context.
+def check_layers(model: torch.nn.Module, pool: SparkTokenToKVPool) -> None:
+    """Refuse layers with rows whose attention is not causal attention over the whole context.
 
     Raises
     ------
@@ -203,7 +208,7 @@ def check_layers(model: torch.nn.Module) -> None:
     from sglang.srt.layers.radix_attention import RadixAttention
 
     for name, layer in model.named_modules():
-        if not isinstance(layer, RadixAttention):
+        if not isinstance(layer, RadixAttention) or pool.place(layer.layer_id) is None:
             continue
         for problem, present in (
             ("a sliding window", layer.sliding_window_size > -1),
@@ -220,8 +225,8 @@ def check_layers(model: torch.nn.Module) -> None:
                 )
 
 
-def _check_plain_attention(layer: RadixAttention, extras: dict[str, object]) -> None:
-    """Refuse what a model hands its attention besides q, k and v, such as ``sinks``.
+def _check_known(layer: RadixAttention, extras: dict[str, object]) -> None:
+    """Refuse what a model hands its attention besides q, k, v and sinks.
 
     Raises
     ------

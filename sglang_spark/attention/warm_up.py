@@ -29,7 +29,7 @@ def warm_up(backend: SparkAttnBackend, model: torch.nn.Module, dtype: torch.dtyp
     """
     started, done = time.monotonic(), set()
     for layer in model.modules():
-        if not isinstance(layer, RadixAttention):
+        if not isinstance(layer, RadixAttention) or backend.pool.place(layer.layer_id) is None:
             continue
         rows = backend.pool.layer_rows(layer.layer_id)
         options = {"logits_soft_cap": layer.logit_cap, "v_scale": value_scale(layer)}
