@@ -14,7 +14,7 @@ from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch, ModelImpl, is_hybrid_swa_model
 from sglang.srt.model_loader.utils import get_resolved_model_impl
 
-from sglang_spark.hybrid import window_backend
+from sglang_spark.hybrid import WINDOW_BACKENDS, window_backend
 from spark_kernels.gpu import HEAD_DIMS, MAX_GROUP
 from spark_kernels.implementation import runs_triton
 
@@ -116,8 +116,9 @@ def sinks_without_kernel(launch: Launch) -> Any:
     return backend if launch.model_config.has_attention_sinks and backend in ("flashinfer", "torch_native") else None
 
 
-def useless_window_backend(launch: Launch) -> Any:
-    return None if launch.model_config.is_hybrid_swa else launch.requested["spark_window_backend"]
+def unfit_window_backend(launch: Launch) -> Any:
+    asked = launch.requested["spark_window_backend"]
+    return None if launch.model_config.is_hybrid_swa and asked in WINDOW_BACKENDS else asked
 
 
 def has_sparse_pool(model: Any) -> bool:

@@ -131,7 +131,11 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
     if memory_gib is not None:
         page_size = resolved.page_size
         memory = int(memory_gib * GIB)
-        tokens = {cache: memory // size // page_size * page_size for cache, size in bytes_per_token.items()}
+        # SGLang's share of a pool of window layers, per token of the others.
+        beside = layout.windows.bytes_per_token * resolved.swa_full_tokens_ratio if layout.windows else 0
+        tokens = {
+            cache: int(memory // (size + beside)) // page_size * page_size for cache, size in bytes_per_token.items()
+        }
     return Fit(bytes_per_token, tokens, layout.sizes(), checked_source(resolved.spark_calibration, model_config))
 
 
@@ -197,6 +201,8 @@ def _fit_table(table_class, model_path: str, memory_gib: float | None, fit: Fit)
     sizes = fit.bytes_per_token
     table.add_row("bytes per token", *(f"{sizes[cache]:,}" for cache in columns))
     table.add_row("tokens against dense", *(f"{sizes['dense'] / sizes[cache]:.2f}x" for cache in columns))
+    if beside := fit.summary["window_bytes_per_token"]:
+        table.add_row("beside them, in windows", *[f"{beside:,}"] * len(columns))
     if fit.tokens is not None:
         table.add_row(f"tokens in {memory_gib:g} GiB", *(f"{fit.tokens[cache]:,}" for cache in columns))
     return table

@@ -107,7 +107,7 @@ def _device() -> Check:
         device = get_device()
     except RuntimeError:
         device = "cpu"
-    launch = Launch(requested={}, resolved=SimpleNamespace(device=device), model_config=None)
+    launch = Launch(record=None, requested={}, resolved=SimpleNamespace(device=device), model_config=None)
     refused = [row.message(value) for row in DEVICE_REFUSALS if (value := row.offending(launch)) is not None]
     if refused:
         return Check("device", False, refused[0])

@@ -61,7 +61,7 @@ def build_rows(original, builder, *, mha_pool_class, **settings):
     plugin.check_installed()
     if "quant_method" in settings:
         settings["quant_method"] = None
-    pools = functools.partial(_pool, layout_of(builder), mha_pool_class)
+    pools = functools.partial(_pool, layout_of(builder), mha_pool_class, settings.get("swa_max_total_num_tokens", 0))
     return original(builder, mha_pool_class=pools, **settings)
 
 
@@ -77,7 +77,7 @@ def share_of(builder: Any) -> ModelShare:
     return ModelShare(builder.model_config, layers, builder.model_dtype)
 
 
-def _pool(layout: PoolLayout, dense_pool_class: type, size: int, **kwargs):
+def _pool(layout: PoolLayout, dense_pool_class: type, window_tokens: int, size: int, **kwargs):
     from sglang_spark.pool import SparkTokenToKVPool
 
     # What ``SWAKVPool`` (mem_cache/swa_memory_pool.py) calls the pool of its window layers.
@@ -85,7 +85,7 @@ def _pool(layout: PoolLayout, dense_pool_class: type, size: int, **kwargs):
         return dense_pool_class(size, **kwargs)
     pool = SparkTokenToKVPool(size, layout=layout, **kwargs)
     metrics.watch(metrics.CacheUsage(layout))
-    logger.info(layout.summary(size))
+    logger.info(layout.summary(size, window_tokens))
     return pool
 
 

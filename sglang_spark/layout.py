@@ -48,6 +48,13 @@ class WindowPool(NamedTuple):
     num_layers: int
     bytes_per_token: int
 
+    def summary(self, num_tokens: int) -> str:
+        """What the start-up line says of it."""
+        return (
+            f"; beside them {self.num_layers} window layers, dense, {self.bytes_per_token} bytes per token for "
+            f"{num_tokens} tokens"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLayout:
@@ -124,13 +131,14 @@ class PoolLayout:
             "dense_bytes_per_token": self.dense_bytes_per_token,
             "kept_key_channels": pruned[0].kept_channels if pruned else self.key_formats[0].head_dim,
             "pruned_layers": len(pruned),
-            "window_layers": self.windows.num_layers if self.windows else 0,
             "window_bytes_per_token": self.windows.bytes_per_token if self.windows else 0,
         }
 
-    def summary(self, num_tokens: int) -> str:
-        """One line for the log: bytes per token, keys, values and capacity; of the layers that have rows."""
-        dense_tokens = num_tokens * self.bytes_per_token // self.dense_bytes_per_token
+    def summary(self, num_tokens: int, window_tokens: int = 0) -> str:
+        """One line for the log: bytes per token, keys, values and capacity, with as many tokens in a window pool."""
+        beside = window_tokens * self.windows.bytes_per_token if self.windows else 0
+        times = (num_tokens * self.dense_bytes_per_token + beside) / (num_tokens * self.bytes_per_token + beside)
+        dense_tokens = int(num_tokens / times)
         pruned = [key_format for key_format in self.key_formats if isinstance(key_format, Pruned)]
         if pruned:
             keys = (
@@ -144,13 +152,7 @@ class PoolLayout:
             f"({self.bytes_per_token / self.dense_bytes_per_token:.3f}), {keys} of {len(self.key_formats)} layers, "
             f"{self.value_format.name} values, "
             f"{num_tokens} tokens against {dense_tokens} dense "
-            f"({self.dense_bytes_per_token / self.bytes_per_token:.2f}x)"
-            + (
-                f"; {self.windows.num_layers} window layers beside them, dense, {self.windows.bytes_per_token} bytes per "
-                "token"
-                if self.windows
-                else ""
-            )
+            f"({times:.2f}x)" + (self.windows.summary(window_tokens) if self.windows else "")
         )
 
 

@@ -109,6 +109,9 @@ class SparkCollector:
             ),
             "kept_key_channels": gauge("kept_key_channels", "Key channels kept per token and KV head where pruned."),
             "pruned_layers": gauge("pruned_layers", "Layers of this process whose keys are pruned."),
+            "window_bytes_per_token": gauge(
+                "window_bytes_per_token", "Bytes a token takes in this process's dense pool of window layers, if any."
+            ),
         }
         self._saved_bytes = gauge(
             "saved_bytes", "Bytes that the tokens held, in use and cached, would take in a dense KV cache besides."

@@ -79,27 +79,16 @@ MODEL_REFUSALS: tuple[Refusal, ...] = (
         _SERVE_DENSE,
     ),
     Refusal(
-        "--spark-window-backend",
-        conditions.useless_window_backend,
-        "this model has no window layers",
-    ),
-    Refusal(
-        "--spark-window-backend",
-        conditions.not_in("spark_window_backend", (None, *WINDOW_BACKENDS)),
-        "window layers are served by a backend of SGLang's that reads the pools it is shown",
-        f"Use one of {', '.join(WINDOW_BACKENDS)}",
-    ),
-    Refusal(
-        "--spark-window-backend",
+        "backend of attention to chunks",
         conditions.chunked_without_kernel,
-        "this model attends to chunks in some layers, which only fa3 does",
-        "Use --spark-window-backend fa3 on a Hopper GPU, or serve this model with --kv-compress none",
+        "it would attend to everything in the layers of this model that attend to chunks",
+        "Add --spark-window-backend fa3 on a Hopper GPU, or serve this model with --kv-compress none",
     ),
     Refusal(
-        "--spark-window-backend",
+        "backend of attention sinks",
         conditions.sinks_without_kernel,
-        "this model has attention sinks, which the backend does not take",
-        "Use --spark-window-backend triton or fa3",
+        "it does not take the sinks of this model's window layers",
+        "Add --spark-window-backend triton on a GPU, or serve this model with --kv-compress none",
     ),
     Refusal(
         "model with linear-attention or state-space layers",
@@ -152,6 +141,12 @@ MODEL_REFUSALS: tuple[Refusal, ...] = (
 )
 
 SETTING_REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        "--spark-window-backend",
+        conditions.unfit_window_backend,
+        "it names a backend of SGLang's for the window layers of models that have some",
+        f"Leave the flag out, or with such a model use one of {', '.join(WINDOW_BACKENDS)}",
+    ),
     Refusal("--attention-backend", conditions.other_backend("attention_backend"), _ONE_BACKEND),
     Refusal("--prefill-attention-backend", conditions.other_backend("prefill_attention_backend"), _ONE_BACKEND),
     Refusal("--decode-attention-backend", conditions.other_backend("decode_attention_backend"), _ONE_BACKEND),

@@ -368,6 +368,7 @@ def decode_attention(
     sm_scale: float,
     logits_soft_cap: float = 0.0,
     v_scale: float = 1.0,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One query per request over the rows at ``kv_indices[kv_indptr[r] : kv_indptr[r + 1]]``.
 
@@ -383,6 +384,7 @@ def decode_attention(
             restore_values(rows, slots, v_scale),
             sm_scale=sm_scale,
             logits_soft_cap=logits_soft_cap,
+            sinks=sinks,
         )
         outputs.append(out)
         lses.append(lse)
@@ -402,6 +404,7 @@ def extend_attention(
     sm_scale: float,
     logits_soft_cap: float = 0.0,
     v_scale: float = 1.0,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each request's new chunk over its restored prefix and, exactly, over itself.
 
@@ -423,6 +426,7 @@ def extend_attention(
             sm_scale=sm_scale,
             logits_soft_cap=logits_soft_cap,
             mask=mask.tril(prefix) if causal else mask,
+            sinks=sinks,
         )
     return out, lse
 

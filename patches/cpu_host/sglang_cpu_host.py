@@ -12,6 +12,7 @@ What it changes (SGLang 0.5.20 to 0.5.23):
 CUDA graphs                          off, unless asked for
 ``support_triton()``                 False: index bookkeeping uses SGLang's PyTorch fallbacks
 paged allocation kernels (Triton)    SGLang's ``alloc_extend_naive``
+``torch_native`` on window pools     reads the slots it has written (SGLang reads those of the other pool)
 rotary embedding                     SGLang's PyTorch implementation (it would import vLLM's kernel)
 pinned memory in LoRA                ordinary memory (``--lora-backend torch_native``; there is no device to copy to)
 ``OMP_WAIT_POLICY`` unset            becomes ``passive`` in the processes that SGLang starts
@@ -21,6 +22,7 @@ pinned memory in LoRA                ordinary memory (``--lora-backend torch_nat
 """
 
 import copy
+import functools
 import logging
 import os
 
@@ -84,7 +86,7 @@ def _default_to_cpu(server_args, previous) -> None:
 
 
 def _default_to_torch_native(server_args, previous) -> None:
-    if _decided(server_args).attention_backend is None:
+    if _decided(server_args).device == "cpu" and _decided(server_args).attention_backend is None:
         _decide(server_args, attention_backend="torch_native")
     previous(server_args)
 
@@ -98,6 +100,20 @@ def _no_cuda_graphs(server_args, previous) -> None:
         if (phase, "backend") not in server_args._cuda_graph_config_locked:
             config[phase].backend = Backend.DISABLED
     _decide(server_args, cuda_graph_config=config)
+
+
+def _reads_its_window_pool(attend):
+    """Around an attention of ``TorchNativeAttnBackend``: of a layer with a window, slots are looked up in its pool."""
+
+    @functools.wraps(attend)
+    def wrapped(backend, q, out, keys, values, req_to_token, req_pool_indices, seq_lens, *rest, **options):
+        if backend.use_sliding_window_kv_pool and options["sliding_window_size"] is not None:
+            slots = req_to_token[req_pool_indices, : int(seq_lens.max())]
+            req_to_token = backend.token_to_kv_pool.translate_loc_from_full_to_swa(slots)
+            req_pool_indices = range(len(slots))
+        return attend(backend, q, out, keys, values, req_to_token, req_pool_indices, seq_lens, *rest, **options)
+
+    return wrapped
 
 
 class _TorchWithoutPinning:
@@ -119,6 +135,7 @@ def register() -> None:
 
     import torch
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.layers.rotary_embedding import base as rotary_embedding
     from sglang.srt.lora import layers as lora_layers
     from sglang.srt.lora.backend import torch_backend as lora_backend
@@ -132,6 +149,8 @@ def register() -> None:
     register_resolution_hook("handle_missing_default_values")(_default_to_cpu)
     register_resolution_hook("handle_cpu_backends")(_default_to_torch_native)
     register_resolution_hook("handle_cuda_graph_config")(_no_cuda_graphs)
+    for attend in ("_run_sdpa_forward_extend", "_run_sdpa_forward_decode"):
+        setattr(TorchNativeAttnBackend, attend, _reads_its_window_pool(getattr(TorchNativeAttnBackend, attend)))
     rotary_embedding._is_cpu = True
     lora_layers.torch = lora_backend.torch = _TorchWithoutPinning()
     torch.Tensor.pin_memory = lambda tensor, device=None: tensor

@@ -208,7 +208,15 @@ def check_layers(model: torch.nn.Module, pool: SparkTokenToKVPool) -> None:
     from sglang.srt.layers.radix_attention import RadixAttention
 
     for name, layer in model.named_modules():
-        if not isinstance(layer, RadixAttention) or pool.place(layer.layer_id) is None:
+        if not isinstance(layer, RadixAttention):
+            continue
+        if pool.place(layer.layer_id) is None:
+            # Its pool drops what is out of the window; a layer of Llama 4 attends to chunks of that size.
+            if layer.sliding_window_size <= -1 and not layer.use_irope:
+                raise ValueError(
+                    f"--kv-compress spark is not possible with this model: {name} attends to the whole context and has "
+                    "no rows. Serve it with --kv-compress none"
+                )
             continue
         for problem, present in (
             ("a sliding window", layer.sliding_window_size > -1),

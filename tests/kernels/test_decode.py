@@ -68,6 +68,13 @@ def test_soft_cap(keys):
     _check(Layer.random(keys), logits_soft_cap=1.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sinks(dtype):
+    """Also where a request has no tokens: all goes to the sink."""
+    layer = Layer.random(lengths=RAGGED_LENGTHS)
+    _check(layer, sinks=torch.randn(layer.q.shape[1]).to(dtype) * 3)
+
+
 @pytest.mark.parametrize("group", [2, 3, 5, 7], ids="group {}".format)
 def test_groups_that_are_not_multiples_of_four(group):
     _check(Layer.random(group=group, num_kv_heads=3))

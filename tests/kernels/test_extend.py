@@ -66,6 +66,11 @@ def test_variants(causal, logits_soft_cap, v_head_dim):
     _check(prefix, causal=causal, logits_soft_cap=logits_soft_cap)
 
 
+def test_sinks():
+    prefix = Layer.random(lengths=PREFIXES)
+    _check(prefix, sinks=torch.randn(prefix.q.shape[1]) * 3)
+
+
 @pytest.mark.parametrize("logits_soft_cap", [0.0, 1.5], ids=["no cap", "cap"])
 def test_a_long_chunk(logits_soft_cap):
     _check(Layer.random(lengths=(500,)), chunks=(600,), logits_soft_cap=logits_soft_cap)

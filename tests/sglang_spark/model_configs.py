@@ -102,6 +102,34 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 512,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "gemma3-nested": {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": {
+            **_SMALL,
+            "model_type": "gemma3_text",
+            "head_dim": 64,
+            "sliding_window": 512,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        "vision_config": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    },
+    "mimo-windows-only": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 64,
+        "is_hybrid_swa": True,
+        "hybrid_layer_pattern": [1, 1, 1, 1],
+        "sliding_window": 128,
+    },
+    "llama4-pattern": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 128,
+        "attention_chunk_size": 256,
+        "is_hybrid_swa": True,
+        "hybrid_layer_pattern": [1, 1, 1, 0],
+    },
     "cohere2": {
         "architectures": ["Cohere2ForCausalLM"],
         "model_type": "cohere2",
@@ -138,7 +166,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "qwen2",
         "dual_chunk_attention_config": {"chunk_size": 256, "local_size": 32, "original_max_position_embeddings": 1024},
     },
-    "llama-sinks": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "learnable_sink": True},
     "whisper": {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from sglang_spark.calibration import Calibration
@@ -23,13 +25,20 @@ def make_pool(
     num_kv_heads: int,
     page_size: int = 1,
     start_layer: int = 0,
+    layers: Sequence[int] | None = None,
 ) -> SparkTokenToKVPool:
     """A pool of zeroed rows; bfloat16 values if not said otherwise."""
     head_dim = key_formats[0].head_dim
     value_format = value_format or Numbers(head_dim, torch.bfloat16)
     pool = SparkTokenToKVPool(
         size,
-        layout=PoolLayout(key_formats, value_format, num_kv_heads, torch.bfloat16),
+        layout=PoolLayout(
+            layers=tuple(layers or range(start_layer, start_layer + len(key_formats))),
+            key_formats=key_formats,
+            value_format=value_format,
+            num_kv_heads=num_kv_heads,
+            model_dtype=torch.bfloat16,
+        ),
         page_size=page_size,
         dtype=torch.uint8,
         head_num=num_kv_heads,

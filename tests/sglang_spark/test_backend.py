@@ -186,13 +186,13 @@ def test_more_than_plain_attention_is_refused(backend, layer):
     batch = _extend_batch(backend, (1,), (0,), (5,))
     tokens = _tokens(5)
     backend.init_forward_metadata(batch)
-    backend.forward_extend(*tokens, layer, batch, sinks=None)
-    with pytest.raises(NotImplementedError, match="layer 0 asks for attention with sinks, which"):
-        backend.forward_extend(*tokens, layer, batch, sinks=torch.zeros(NUM_QO_HEADS))
+    backend.forward_extend(*tokens, layer, batch, k_rope=None)
+    with pytest.raises(NotImplementedError, match="layer 0 asks for attention with k_rope, which"):
+        backend.forward_extend(*tokens, layer, batch, k_rope=torch.zeros(5))
     decode = _decode_batch(backend, (1,), (6,))
     backend.init_forward_metadata(decode)
-    with pytest.raises(NotImplementedError, match="layer 0 asks for attention with sinks, which"):
-        backend.forward_decode(*_tokens(1), layer, decode, sinks=torch.zeros(NUM_QO_HEADS))
+    with pytest.raises(NotImplementedError, match="layer 0 asks for attention with k_rope, which"):
+        backend.forward_decode(*_tokens(1), layer, decode, k_rope=torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,11 @@ def test_more_than_plain_attention_is_refused(backend, layer):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_layers_that_attend_otherwise_are_refused(properties, problem):
+def test_layers_that_attend_otherwise_are_refused(backend, properties, problem):
     model = torch.nn.Module()
     model.attention = RadixAttention(NUM_QO_HEADS, HEAD_DIM, SM_SCALE, NUM_KV_HEADS, layer_id=0, **properties)
     with pytest.raises(ValueError, match=f"not possible with this model: attention has {problem}"):
-        check_layers(model)
+        check_layers(model, backend.pool)
 
 
 def test_an_idle_batch_needs_no_plan(backend):

@@ -77,11 +77,13 @@ def test_layer_of_a_share_is_what_rows_are_made_with():
     assert (importance.diff() <= 0).all()
 
 
-def test_heads_that_sglang_added_are_not_the_models():
+def test_heads_that_sglang_added_are_not_the_models(monkeypatch):
+    monkeypatch.setattr("sglang_spark.hybrid.mambaish_config", lambda _: None)
     config = SimpleNamespace(architectures=["LlamaForCausalLM"])
     model_config = SimpleNamespace(
         hf_config=config,
         hidden_size=256,
+        is_hybrid_swa=False,
         num_attention_layers=4,
         num_attention_heads=4,
         get_total_num_kv_heads=lambda: 2,
@@ -223,7 +225,8 @@ def test_heads_of_tensor_parallel_ranks(monkeypatch, heads, ranks, expected):
 
 def test_backend_attends_within_sequences_and_counts_without_padding():
     layer = RadixAttention(4, 64, 0.1, 2, layer_id=3)
-    backend = StatisticsBackend(SimpleNamespace(token_to_kv_pool=None, req_to_token_pool=None))
+    pool = SimpleNamespace(layout=SimpleNamespace(layers=(3,)))
+    backend = StatisticsBackend(SimpleNamespace(token_to_kv_pool=pool, req_to_token_pool=None))
     backend.init_forward_metadata(SimpleNamespace(extend_seq_lens_cpu=[17, 5]))
     tokens = [torch.randn(22, 64 * heads) for heads in (4, 2, 2)]
     for _ in range(2):

@@ -14,8 +14,9 @@ from sglang_spark.layout import PoolLayout
 from spark_kernels import Numbers, Pruned
 
 LAYOUT = PoolLayout(
-    (Numbers(128, torch.bfloat16), Pruned.from_ratio(128, 0.8, 3)),
-    Numbers(128, torch.bfloat16),
+    layers=(0, 1),
+    key_formats=(Numbers(128, torch.bfloat16), Pruned.from_ratio(128, 0.8, 3)),
+    value_format=Numbers(128, torch.bfloat16),
     num_kv_heads=2,
     model_dtype=torch.bfloat16,
 )
@@ -78,6 +79,7 @@ def test_values_follow_the_cache(usage, collector):
         "sglang:spark_dense_bytes_per_token": 2 * 2 * 512,
         "sglang:spark_kept_key_channels": 26,
         "sglang:spark_pruned_layers": 1,
+        "sglang:spark_window_bytes_per_token": 0,
         "sglang:spark_saved_bytes": 103 * saved,
         "sglang:spark_rows_written_total": 103,
         "sglang:spark_restored_prefix_tokens_total": 7,

@@ -7,10 +7,9 @@ from importlib.metadata import entry_points
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from sglang_spark import plugin
-from sglang_spark.attention.backend import SparkAttnBackend, check_layers
+from sglang_spark.attention.backend import SparkAttnBackend
 from sglang_spark.hooks import HOOKS
 from sglang_spark.targets import Target
 
@@ -47,20 +46,3 @@ def test_backend_refuses_a_dense_pool():
     runner = SimpleNamespace(token_to_kv_pool=object())
     with pytest.raises(RuntimeError, match=r"needs a SparkTokenToKVPool.*--kv-compress spark"):
         SparkAttnBackend(runner)
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        ({"sliding_window_size": 128}, "a sliding window"),
-        ({"is_cross_attention": True}, "cross-attention"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_layers_that_do_not_attend_to_the_whole_context_are_refused(options, problem):
-    from sglang.srt.layers.radix_attention import RadixAttention
-
-    model = torch.nn.Module()
-    model.attn = RadixAttention(4, 64, 0.125, 2, layer_id=0, **options)
-    with pytest.raises(ValueError, match=f"attn has {problem}"):
-        check_layers(model)

@@ -16,11 +16,14 @@ ALONE = {"SGLANG_PLUGINS": "spark"}
 # For each row of the table, a model and flags that run into it, and the flags that its remedy puts in their place.
 LAUNCHES = {
     "model with multi-head latent attention": ("deepseek-mla", (), None),
-    "model with sliding-window or chunked local attention": ("gpt-oss-swa", (), None),
+    "model with sliding windows in one pool": ("cohere2", (), None),
+    "model with window layers only": ("mimo-windows-only", (), None),
+    "backend of attention to chunks": ("llama4-pattern", ("--device", "cuda", "--spark-window-backend", "triton"), None),
+    "backend of attention sinks": ("gpt-oss-swa", ("--attention-backend", "intel_amx"), None),
+    "--spark-window-backend": ("llama", ("--spark-window-backend", "triton"), ()),
     "model with linear-attention or state-space layers": ("qwen3-next-linear", (), None),
     "model with sparse attention": ("minimax-m3-sparse", (), None),
     "model with dual chunk attention": ("qwen2-1m", (), None),
-    "model with attention sinks": ("llama-sinks", (), None),
     "encoder-decoder model": ("whisper", (), None),
     "embedding or reward model": ("llama-embedding", (), None),
     "--model-impl": ("llama", ("--model-impl", "transformers"), None),
@@ -142,11 +145,22 @@ def test_windows_that_sglang_ignores_and_loops_are_served(model, spark):
     assert spark(model=model)["attention_backend"] == "spark"
 
 
-@pytest.mark.parametrize("model", ["gemma3", "cohere2", "gpt-oss-swa", "llama4-chunks", "loopcoder"])
+@pytest.mark.parametrize("model", ["cohere2", "llama4-chunks", "loopcoder"])
 @pytest.mark.parametrize("flags", [(), ("--disable-hybrid-swa-memory",)], ids=["", "one pool"])
-def test_windows_that_sglang_serves_are_refused(flags, model, spark):
-    with pytest.raises(ValueError, match="model with sliding-window or chunked local attention="):
+def test_windows_in_one_pool_are_refused(flags, model, spark):
+    with pytest.raises(ValueError, match="model with sliding windows in one pool="):
         spark(*flags, model=model)
+
+
+@pytest.mark.parametrize("model", ["gemma3", "gemma3-nested", "gpt-oss-swa"])
+def test_a_pool_for_windows_is_served_and_one_for_all_is_refused(model, spark):
+    cuda = ("--device", "cuda")
+    arguments = spark(*cuda, model=model)
+    assert (arguments["attention_backend"], arguments["spark_window_backend"]) == ("spark", "triton")
+    assert not arguments["disable_hybrid_swa_memory"]
+    assert spark(*cuda, "--spark-window-backend", "fa3", model=model)["spark_window_backend"] == "fa3"
+    with pytest.raises(ValueError, match="model with sliding windows in one pool=.*Leave --disable-hybrid-swa-memory"):
+        spark(*cuda, "--disable-hybrid-swa-memory", model=model)
 
 
 def test_a_sparse_indexer_is_refused(spark):
