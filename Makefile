@@ -20,9 +20,9 @@ test: lint  ## Run the linter and all tests
 check: lint  ## Run the linter and the tests of the CPU kernels and the plugin, no server
 	@$(BIN)/python -m pytest tests/kernels tests/sglang_spark --ignore tests/kernels/gpu
 
-MODELS := smollm2-135m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+MODELS := smollm2-135m qwen2.5-coder-0.5b qwen2.5-coder-1.5b gemma3-270m
 
-real-models: env  ## Make the real models that accuracy is measured on, in models/ (5 GB)
+real-models: env  ## Make the real models that accuracy is measured on, in models/ (6 GB)
 	@$(BIN)/python -m pip install --quiet accelerate
 	@for name in $(MODELS); do $(BIN)/python scripts/real_models.py $$name || exit 1; done
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
-from sglang.srt.mem_cache.memory_pool import KVCache, KvBufferDesc, MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import KvBufferDesc, KVCache, MHATokenToKVPool
 
 from sglang_spark.calibration import Calibration
 from sglang_spark.layout import PoolLayout

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -23,3 +26,10 @@ def running(*servers: LocalServer) -> Iterator[None]:
         for server in pool.map(LocalServer.__enter__, servers):
             stack.push(server)
         yield
+
+
+def bytes_by_the_doctor(server: LocalServer) -> int:
+    """Per token, as the doctor counts them for the same flags."""
+    command = [sys.executable, "-m", "sglang_spark.doctor", "--json", "--model-path", server.model, *server.arguments]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return report["model"]["bytes_per_token"]["spark"]

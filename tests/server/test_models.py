@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import traffic
-from servers import COMMON_FLAGS, TWO_RANKS, running
+from servers import COMMON_FLAGS, TWO_RANKS, bytes_by_the_doctor, running
 from variants import write_looped_model, write_unevenly_sharded_model
 
 from local_server import LocalServer
@@ -24,7 +20,7 @@ def test_a_looped_model_says_what_the_dense_server_says(tmp_path):
         for send in (traffic.shared_prefix, traffic.more_than_the_pool):
             assert send(spark) == send(dense), send.__name__
         # Two loops over four layers.
-        assert spark.capacity().bytes_per_token == _bytes_by_the_doctor(spark) == 8 * 2 * 2 * 128 * 4
+        assert spark.capacity().bytes_per_token == bytes_by_the_doctor(spark) == 8 * 2 * 2 * 128 * 4
 
 
 def test_the_doctor_counts_what_a_server_stores(tmp_path):
@@ -35,10 +31,4 @@ def test_the_doctor_counts_what_a_server_stores(tmp_path):
     with LocalServer(*flags, model=model, env=TWO_RANKS) as server:
         capacity = server.capacity()
         assert capacity.value_dtype == "float8_e4m3fn"
-        assert capacity.bytes_per_token == _bytes_by_the_doctor(server)
-
-
-def _bytes_by_the_doctor(server: LocalServer) -> int:
-    command = [sys.executable, "-m", "sglang_spark.doctor", "--json", "--model-path", server.model, *server.arguments]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return report["model"]["bytes_per_token"]["spark"]
+        assert capacity.bytes_per_token == bytes_by_the_doctor(server)

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from local_server import RECALL_MODEL
 
@@ -45,6 +47,29 @@ def write_unevenly_sharded_model(folder: Path) -> Path:
     fp8_cache["kv_cache_scheme"] = {"type": "float", "num_bits": 8}
     _copy(folder, **shape, quantization_config=fp8_cache)
     (folder / "model.safetensors").unlink()
+    return folder
+
+
+def write_gemma3(folder: Path) -> Path:
+    """A Gemma 3 of random weights with the tokenizer of the bundled model, and windows of 64 tokens."""
+    layers = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    return _write_random(folder, "gemma3_text", layer_types=layers, sliding_window=64, query_pre_attn_scalar=64)
+
+
+def _write_random(folder: Path, model_type: str, **shape: Any) -> Path:
+    shutil.copytree(RECALL_MODEL, folder, ignore=shutil.ignore_patterns("config.json", "model.safetensors"))
+    bundled = json.loads((RECALL_MODEL / "config.json").read_text())
+    same = {name: bundled[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")}
+    same |= {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "head_dim": 64}
+    same |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **same, initializer_range=0.15, **shape)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        # What layers say must outweigh the token that is there, else the model repeats it.
+        if "norm" in name and parameter.dim() == 1:
+            parameter.data = torch.rand_like(parameter) * 3
+    model.save_pretrained(folder)
     return folder
 
 

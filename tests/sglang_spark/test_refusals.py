@@ -18,7 +18,11 @@ LAUNCHES = {
     "model with multi-head latent attention": ("deepseek-mla", (), None),
     "model with sliding windows in one pool": ("cohere2", (), None),
     "model with window layers only": ("mimo-windows-only", (), None),
-    "backend of attention to chunks": ("llama4-pattern", ("--device", "cuda", "--spark-window-backend", "triton"), None),
+    "backend of attention to chunks": (
+        "llama4-pattern",
+        ("--device", "cuda", "--spark-window-backend", "triton"),
+        None,
+    ),
     "backend of attention sinks": ("gpt-oss-swa", ("--attention-backend", "intel_amx"), None),
     "--spark-window-backend": ("llama", ("--spark-window-backend", "triton"), ()),
     "model with linear-attention or state-space layers": ("qwen3-next-linear", (), None),

@@ -55,7 +55,7 @@ def runner(monkeypatch):
     return SimpleNamespace(
         token_to_kv_pool=pool,
         model=model,
-        req_to_token_pool=SimpleNamespace(req_to_token=torch.randperm(60)[None] .int() + 1),
+        req_to_token_pool=SimpleNamespace(req_to_token=torch.randperm(60)[None].int() + 1),
         device="cpu",
         model_config=SimpleNamespace(num_attention_heads=NUM_QO_HEADS, head_dim=HEAD_DIM),
     )
@@ -138,14 +138,14 @@ def test_only_layers_with_rows_are_watched(runner, tokens):
 
 def test_a_layer_with_rows_must_not_have_a_window(runner):
     runner.model.layers[1].sliding_window_size = WINDOW
-    with pytest.raises(ValueError, match="layers.1 has a sliding window"):
+    with pytest.raises(ValueError, match=r"layers\.1 has a sliding window"):
         WindowedSparkAttnBackend(runner)
 
 
 def test_a_window_layer_must_have_a_window(runner):
     """Else it would read tokens that have left its pool."""
     runner.model.layers[2].sliding_window_size = -1
-    with pytest.raises(ValueError, match="layers.2 attends to the whole context"):
+    with pytest.raises(ValueError, match=r"layers\.2 attends to the whole context"):
         WindowedSparkAttnBackend(runner)
 
 
