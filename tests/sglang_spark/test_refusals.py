@@ -163,7 +163,7 @@ def test_a_pool_for_windows_is_served_and_one_for_all_is_refused(model, spark):
     assert (arguments["attention_backend"], arguments["spark_window_backend"]) == ("spark", "triton")
     assert not arguments["disable_hybrid_swa_memory"]
     assert spark(*cuda, "--spark-window-backend", "fa3", model=model)["spark_window_backend"] == "fa3"
-    with pytest.raises(ValueError, match="model with sliding windows in one pool=.*Leave --disable-hybrid-swa-memory"):
+    with pytest.raises(ValueError, match=r"model with sliding windows in one pool=.*Leave --disable-hybrid-swa-memory"):
         spark(*cuda, "--disable-hybrid-swa-memory", model=model)
 
 
