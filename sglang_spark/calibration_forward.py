@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.configs.hybrid_arch import mambaish_config
+from sglang.srt.layers.attention.attention_registry import attn_backend_wrapper
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import (
@@ -144,8 +146,11 @@ def collect(model_runner: ModelRunner, tokenizer: Any) -> Calibration:
     model_config = model_runner.model_config
     sequences = token_ids(tokenizer, model_config.vocab_size)
     backend = StatisticsBackend(model_runner)
-    with torch.no_grad(), forward_context(ForwardContext(attn_backend=backend)), _ready(model_runner, backend):
-        _read(model_runner, _batch(model_runner, sequences))
+    # Layers that keep a state are SGLang's.
+    all_layers = attn_backend_wrapper(model_runner, backend)
+    with torch.no_grad(), forward_context(ForwardContext(attn_backend=all_layers)), _ready(model_runner, all_layers):
+        for batch in _batches(model_runner, sequences):
+            _read(model_runner, batch)
     num_tokens = sum(map(len, sequences))
     calibration = _combined(backend.sums, num_tokens, model_runner)
     logger.info(
@@ -175,7 +180,7 @@ def offsets(sequences: list[list[int]], context_len: int) -> list[int]:
 
 
 @contextmanager
-def _ready(model_runner: ModelRunner, backend: StatisticsBackend) -> Iterator[None]:
+def _ready(model_runner: ModelRunner, backend: AttentionBackend) -> Iterator[None]:
     """Let ``model_runner`` run a batch before it has made the backend and the runners that it makes after its pools."""
 
     def execute(forward_batch, pp_proxy_tensors=None):
@@ -206,15 +211,26 @@ def _read(model_runner: ModelRunner, batch: ForwardBatch) -> None:
         stages.send_tensor_dict(output.tensors, **neighbours)
 
 
-def _batch(model_runner: ModelRunner, sequences: list[list[int]]) -> ForwardBatch:
-    """Prompts without prefixes, whose positions begin at their `offsets`."""
+def _batches(model_runner: ModelRunner, sequences: list[list[int]]) -> Iterator[ForwardBatch]:
+    """All sequences together; one by one where layers keep a state, which they leave in SGLang's slot for padding."""
+    begins = offsets(sequences, model_runner.model_config.context_len)
+    if mambaish_config(model_runner.model_config) is None:
+        yield _batch(model_runner, sequences, begins)
+        return
+    for sequence, begin in zip(sequences, begins, strict=True):
+        yield _batch(model_runner, [sequence], [begin])
+        slot = torch.zeros(1, dtype=torch.int64, device=model_runner.device)
+        model_runner.req_to_token_pool.mamba_pool.clear_slots(slot)
+
+
+def _batch(model_runner: ModelRunner, sequences: list[list[int]], begins: list[int]) -> ForwardBatch:
+    """Prompts without prefixes, whose positions begin there."""
     lengths, device = [len(ids) for ids in sequences], model_runner.device
     num_tokens, batch_size = sum(lengths), len(sequences)
 
     def tensor(values: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    begins = offsets(sequences, model_runner.model_config.context_len)
     positions = tensor([begin + i for begin, length in zip(begins, lengths, strict=True) for i in range(length)])
     batch = ForwardBatch(
         forward_mode=ForwardMode.EXTEND,

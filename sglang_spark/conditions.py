@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.configs.hybrid_arch import mambaish_config
+from sglang.srt.configs.hybrid_arch import hybrid_gdn_config, mambaish_config
 from sglang.srt.configs.model_config import AttentionArch, ModelImpl, is_hybrid_swa_model
 from sglang.srt.model_loader.utils import get_resolved_model_impl
+from sglang.srt.runtime_context import get_platform
 
 from sglang_spark.hybrid import WINDOW_BACKENDS, window_backend
 from spark_kernels.gpu import HEAD_DIMS, MAX_GROUP
@@ -79,8 +80,19 @@ def is_latent(model: Any) -> bool:
     return model.attention_arch == AttentionArch.MLA
 
 
-def is_hybrid(model: Any) -> bool:
-    return mambaish_config(model) is not None or model.attention_arch == AttentionArch.SSM
+def has_states_only(model: Any) -> bool:
+    hybrid = mambaish_config(model)
+    return model.attention_arch == AttentionArch.SSM or (hybrid is not None and not hybrid.full_attention_layer_ids)
+
+
+def has_states_and_windows(model: Any) -> bool:
+    return mambaish_config(model) is not None and model.is_hybrid_swa
+
+
+def linear_attention_on_blackwell(launch: Launch) -> Any:
+    """SGLang's own list of backends that serve beside gated delta nets there (``attn_backend_wrapper``)."""
+    is_refused = launch.resolved.device == "cuda" and get_platform().is_blackwell
+    return architecture(launch.model_config) if is_refused and hybrid_gdn_config(launch.model_config) else None
 
 
 def has_windows_in_one_pool(model: Any) -> bool:

@@ -91,9 +91,21 @@ MODEL_REFUSALS: tuple[Refusal, ...] = (
         "Add --spark-window-backend triton on a GPU, or serve this model with --kv-compress none",
     ),
     Refusal(
-        "model with linear-attention or state-space layers",
-        conditions.model_is(conditions.is_hybrid),
-        "its layers use a hybrid pool, which SparK does not build",
+        "model with state-space layers only",
+        conditions.model_is(conditions.has_states_only),
+        "its cache does not grow with the context",
+        _SERVE_DENSE,
+    ),
+    Refusal(
+        "model with linear attention and window layers",
+        conditions.model_is(conditions.has_states_and_windows),
+        "its short convolutions keep states of every layer in pools that SparK does not build",
+        _SERVE_DENSE,
+    ),
+    Refusal(
+        "model with linear attention on a Blackwell GPU",
+        conditions.linear_attention_on_blackwell,
+        "SGLang serves its other layers with backends on a list of its own there",
         _SERVE_DENSE,
     ),
     Refusal(

@@ -21,6 +21,7 @@ pinned memory in LoRA                ordinary memory (``--lora-backend torch_nat
 ``TRITON_INTERPRET=1`` leaves the Triton kernels in place: they then run under Triton's interpreter.
 """
 
+import contextlib
 import copy
 import functools
 import logging
@@ -116,6 +117,49 @@ def _reads_its_window_pool(attend):
     return wrapped
 
 
+def _run_first_config(tuner, *args, **kwargs):
+    """In the place of ``Autotuner.run``: without a GPU no configuration is faster than another."""
+    config = tuner.configs[0]
+    tuner.best_config = config
+    return tuner.fn.run(*args, **kwargs, **config.all_kwargs())
+
+
+def _gated_delta_rule(
+    q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens, use_qk_l2norm_in_kernel, **options
+):
+    """In the place of SGLang's kernel of this name, which Triton's interpreter cannot run: token by token.
+
+    ``q`` and ``k`` are ``[1, tokens, num_k_heads, k_dim]``, ``v`` is ``[1, tokens, num_v_heads, v_dim]``, ``g`` and
+    ``beta`` are ``[1, tokens, num_v_heads]``; states ``[slots, num_v_heads, v_dim, k_dim]`` are updated in place.
+    """
+    import torch
+
+    group, out = v.shape[2] // k.shape[2], torch.empty_like(v)
+    if use_qk_l2norm_in_kernel:
+        q, k = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (q, k))
+    q, k = (x[0].float().repeat_interleave(group, dim=1) for x in (q, k))
+    bounds = cu_seqlens.tolist()
+    for slot, first, last in zip(initial_state_indices.tolist(), bounds, bounds[1:], strict=False):
+        state = initial_state[slot].float()
+        for token in range(first, last):
+            state = state * g[0, token].float().exp()[:, None, None]
+            error = v[0, token].float() - (state * k[token, :, None]).sum(-1)
+            state = state + (beta[0, token].float()[:, None] * error)[..., None] * k[token, :, None]
+            out[0, token] = (state * q[token, :, None]).sum(-1) * k.shape[-1] ** -0.5
+        initial_state[slot] = state
+    return out, None, None
+
+
+def _gated_delta_update(A_log, dt_bias, q, k, v, a, b, initial_state_source, **options):
+    """In the place of ``fused_sigmoid_gating_delta_rule_update``, for the same reason."""
+    import torch
+
+    num_v_heads = v.shape[2]
+    g = -A_log.float().exp() * torch.nn.functional.softplus(a.float() + dt_bias.float())
+    g, beta = g.view(1, -1, num_v_heads), b.float().sigmoid().view(1, -1, num_v_heads)
+    return _gated_delta_rule(q, k, v, g, beta, initial_state_source, **options)[0]
+
+
 class _TorchWithoutPinning:
     """Stands where a module of SGLang holds ``torch``: tensors that should be pinned are ordinary ones."""
 
@@ -134,6 +178,7 @@ def register() -> None:
         return
 
     import torch
+    from triton.runtime.autotuner import Autotuner
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.layers.rotary_embedding import base as rotary_embedding
@@ -155,6 +200,14 @@ def register() -> None:
     lora_layers.torch = lora_backend.torch = _TorchWithoutPinning()
     torch.Tensor.pin_memory = lambda tensor, device=None: tensor
     if os.environ.get("TRITON_INTERPRET") == "1":
+        from sglang.kernels.ops.attention.fla import utils as linear_attention
+        from sglang.srt.layers.attention.linear.kernels import gdn_triton
+
+        linear_attention.custom_device_ctx = contextlib.nullcontext
+        gdn_triton.chunk_gated_delta_rule = _gated_delta_rule
+        gdn_triton.fused_sigmoid_gating_delta_rule_update = _gated_delta_update
+        gdn_triton.TritonGDNKernel.supports_packed_decode = False
+        Autotuner.run = _run_first_config
         return
     HookRegistry.register("sglang.srt.utils.common.support_triton", lambda backend: False, HookType.REPLACE)
     HookRegistry.register(f"{allocation.__name__}.get_last_loc", allocation.get_last_loc_torch, HookType.REPLACE)
