@@ -124,7 +124,10 @@ class CanaryBackend(SparkAttnBackend):
         mode = forward_batch.forward_mode
         if mode.is_idle():
             return
-        lengths = forward_batch.seq_lens - 1 if mode.is_decode() else forward_batch.extend_prefix_lens
+        if mode.is_target_verify():
+            lengths = forward_batch.seq_lens
+        else:
+            lengths = forward_batch.seq_lens - 1 if mode.is_decode() else forward_batch.extend_prefix_lens
         kv_indptr = indptr(lengths)
         read = torch.empty(int(kv_indptr[-1]), dtype=torch.int64, device=self.device)
         self._read = fill_slots(self.req_to_token, forward_batch.req_pool_indices, lengths, kv_indptr, read)

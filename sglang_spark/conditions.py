@@ -133,6 +133,20 @@ def unfit_window_backend(launch: Launch) -> Any:
     return None if launch.model_config.is_hybrid_swa and asked in WINDOW_BACKENDS else asked
 
 
+def drafts_of_a_model(launch: Launch) -> Any:
+    algorithm = launch.resolved.speculative_algorithm
+    return None if algorithm is None or _is_ngram(launch) else algorithm
+
+
+def drafts_for_a_hybrid(launch: Launch) -> Any:
+    is_hybrid = launch.model_config.is_hybrid_swa or mambaish_config(launch.model_config) is not None
+    return architecture(launch.model_config) if is_hybrid and _is_ngram(launch) else None
+
+
+def _is_ngram(launch: Launch) -> bool:
+    return (launch.resolved.speculative_algorithm or "").upper() == "NGRAM"
+
+
 def has_sparse_pool(model: Any) -> bool:
     """MiniMax-M3 and the models with a QSA indexer (Qwen4)."""
     indexed = getattr(model.hf_text_config, "indexer_n_heads", None) is not None

@@ -100,6 +100,11 @@ class PoolLayout:
         config = SparkConfig.of(published(), model_config)
         dense_dtype = torch.float8_e4m3fn if kv_cache_dtype == "fp8_e4m3" else share.model_dtype
         layers = tuple(layer_id for layer_id in row_layers(model_config) if layer_id in share.layers)
+        if not layers:
+            raise ValueError(
+                "--pp-size: a stage of the pipeline would hold none of the layers that attend to the whole context, "
+                f"which are {', '.join(map(str, row_layers(model_config)))}. Use fewer stages"
+            )
         return cls(
             layers=layers,
             key_formats=tuple(

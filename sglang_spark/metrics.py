@@ -34,6 +34,8 @@ class CacheUsage:
         if mode.is_decode():
             # A captured batch is filled up with padding.
             self.rows_written += forward_batch.batch_size - (getattr(forward_batch, "num_padding", 0) or 0)
+        elif mode.is_target_verify():
+            self.rows_written += len(forward_batch.out_cache_loc)
         elif mode.is_extend():
             self.rows_written += sum(forward_batch.extend_seq_lens_cpu)
             self.restored_prefix_tokens += sum(forward_batch.extend_prefix_lens_cpu)

@@ -100,9 +100,9 @@ class SparkTokenToKVPool(MHATokenToKVPool):
 
     def _init_kv_copy_and_warmup(self):
         super()._init_kv_copy_and_warmup()
-        # SGLang takes the first buffer's rows for the longest.
-        config = self._kv_copy_config
-        config["byte_tiles"] = -(-int(self.data_strides.max()) // config["bytes_per_tile"])
+        # SGLang takes the first buffer's rows for the longest. Without kernels for copies it has no configuration.
+        if (config := self._kv_copy_config) is not None:
+            config["byte_tiles"] = -(-int(self.data_strides.max()) // config["bytes_per_tile"])
 
 
 def rows_of(pool: KVCache) -> KVCache:

@@ -209,13 +209,19 @@ SETTING_REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "--speculative-algorithm",
-        conditions.switched_on("speculative_algorithm"),
-        "verifying a draft tree needs attention masks that the SparK kernels do not take",
+        conditions.drafts_of_a_model,
+        "what a draft model needs of the cache has not been tried beside rows",
+        "Use --speculative-algorithm NGRAM, which drafts from the text, or leave the flag out",
+    ),
+    Refusal(
+        "--speculative-algorithm NGRAM for a hybrid model",
+        conditions.drafts_for_a_hybrid,
+        "layers without rows would have to verify too, which has not been tried beside rows",
     ),
     Refusal(
         "--decoupled-spec-role",
         conditions.not_in("decoupled_spec_role", ("null",)),
-        "verifying drafts needs attention masks that the SparK kernels do not take",
+        "drafts that another server verifies have not been tried with rows",
         "Use --decoupled-spec-role null",
     ),
     Refusal(

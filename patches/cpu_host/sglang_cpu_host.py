@@ -26,6 +26,8 @@ import copy
 import functools
 import logging
 import os
+import sys
+import types
 
 logger = logging.getLogger(__name__)
 
@@ -124,42 +126,6 @@ def _run_first_config(tuner, *args, **kwargs):
     return tuner.fn.run(*args, **kwargs, **config.all_kwargs())
 
 
-def _gated_delta_rule(
-    q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens, use_qk_l2norm_in_kernel, **options
-):
-    """In the place of SGLang's kernel of this name, which Triton's interpreter cannot run: token by token.
-
-    ``q`` and ``k`` are ``[1, tokens, num_k_heads, k_dim]``, ``v`` is ``[1, tokens, num_v_heads, v_dim]``, ``g`` and
-    ``beta`` are ``[1, tokens, num_v_heads]``; states ``[slots, num_v_heads, v_dim, k_dim]`` are updated in place.
-    """
-    import torch
-
-    group, out = v.shape[2] // k.shape[2], torch.empty_like(v)
-    if use_qk_l2norm_in_kernel:
-        q, k = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (q, k))
-    q, k = (x[0].float().repeat_interleave(group, dim=1) for x in (q, k))
-    bounds = cu_seqlens.tolist()
-    for slot, first, last in zip(initial_state_indices.tolist(), bounds, bounds[1:], strict=False):
-        state = initial_state[slot].float()
-        for token in range(first, last):
-            state = state * g[0, token].float().exp()[:, None, None]
-            error = v[0, token].float() - (state * k[token, :, None]).sum(-1)
-            state = state + (beta[0, token].float()[:, None] * error)[..., None] * k[token, :, None]
-            out[0, token] = (state * q[token, :, None]).sum(-1) * k.shape[-1] ** -0.5
-        initial_state[slot] = state
-    return out, None, None
-
-
-def _gated_delta_update(A_log, dt_bias, q, k, v, a, b, initial_state_source, **options):
-    """In the place of ``fused_sigmoid_gating_delta_rule_update``, for the same reason."""
-    import torch
-
-    num_v_heads = v.shape[2]
-    g = -A_log.float().exp() * torch.nn.functional.softplus(a.float() + dt_bias.float())
-    g, beta = g.view(1, -1, num_v_heads), b.float().sigmoid().view(1, -1, num_v_heads)
-    return _gated_delta_rule(q, k, v, g, beta, initial_state_source, **options)[0]
-
-
 class _TorchWithoutPinning:
     """Stands where a module of SGLang holds ``torch``: tensors that should be pinned are ordinary ones."""
 
@@ -172,13 +138,36 @@ class _TorchWithoutPinning:
         return lambda *args, pin_memory=False, **kwargs: attribute(*args, **kwargs)
 
 
+def _prepare_speculation(*_) -> None:
+    """Before a speculation worker is imported: what SGLang has kernels for on GPUs and in its own CPU engine only."""
+    from sglang.kernels.ops.speculative import cache_locs
+    from sglang.srt.mem_cache import allocation
+    from sglang.srt.speculative import eagle_utils, spec_utils
+
+    import sglang_cpu_kernels as kernels
+
+    package, speculative = (types.ModuleType(name) for name in ("sgl_kernel", "sgl_kernel.speculative"))
+    speculative.reconstruct_indices_from_tree_mask = kernels.reconstruct_indices_from_tree_mask
+    sys.modules.update({"sgl_kernel": package, "sgl_kernel.speculative": speculative})
+    from sglang.srt.speculative import ngram_worker
+
+    # Others must not take it for the real one.
+    del sys.modules["sgl_kernel"], sys.modules["sgl_kernel.speculative"]
+    allocation.assign_req_to_token_pool_func = kernels.assign_req_to_token_pool
+    for module in (cache_locs, ngram_worker):
+        module.assign_extend_cache_locs_func = kernels.assign_extend_cache_locs
+    for module in (spec_utils, ngram_worker):
+        module.move_accept_tokens_to_target_kvcache = kernels.move_accepted_tokens
+        module.record_stream_for_v2_verify = lambda *_: None
+    eagle_utils.verify_tree_greedy_func = kernels.verify_tree_greedy
+
+
 def register() -> None:
     """Entry point of the group ``sglang.srt.plugins``."""
     if has_accelerator():
         return
 
     import torch
-    from triton.runtime.autotuner import Autotuner
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.layers.rotary_embedding import base as rotary_embedding
@@ -186,7 +175,12 @@ def register() -> None:
     from sglang.srt.lora.backend import torch_backend as lora_backend
     from sglang.srt.mem_cache import allocation
     from sglang.srt.mem_cache.allocator import paged
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.speculative import spec_info
+    from triton.runtime.autotuner import Autotuner
+
+    import sglang_cpu_kernels as kernels
 
     # OpenMP threads spin while they wait for each other. Where other processes compete for the cores (a second server,
     # a test runner) that costs whole scheduler ticks: calls of 0.2 ms then take 10 to 100 times as long.
@@ -200,15 +194,21 @@ def register() -> None:
     lora_layers.torch = lora_backend.torch = _TorchWithoutPinning()
     torch.Tensor.pin_memory = lambda tensor, device=None: tensor
     if os.environ.get("TRITON_INTERPRET") == "1":
-        from sglang.kernels.ops.attention.fla import utils as linear_attention
+        from sglang.kernels.ops.attention.fla import layernorm_gated
         from sglang.srt.layers.attention.linear.kernels import gdn_triton
 
-        linear_attention.custom_device_ctx = contextlib.nullcontext
-        gdn_triton.chunk_gated_delta_rule = _gated_delta_rule
-        gdn_triton.fused_sigmoid_gating_delta_rule_update = _gated_delta_update
+        torch.cpu.device = contextlib.nullcontext
+        layernorm_gated._get_sm_count = lambda device: 1
+        gdn_triton.chunk_gated_delta_rule = kernels.gated_delta_rule
+        gdn_triton.fused_sigmoid_gating_delta_rule_update = kernels.gated_delta_update
         gdn_triton.TritonGDNKernel.supports_packed_decode = False
         Autotuner.run = _run_first_config
         return
+    HookRegistry.register(
+        f"{spec_info.__name__}.SpeculativeAlgorithm.create_worker", _prepare_speculation, HookType.BEFORE
+    )
+    MHATokenToKVPool._init_kv_copy_and_warmup = lambda pool: setattr(pool, "_kv_copy_config", None)
+    os.environ.setdefault("SGLANG_NATIVE_MOVE_KV_CACHE", "1")
     HookRegistry.register("sglang.srt.utils.common.support_triton", lambda backend: False, HookType.REPLACE)
     HookRegistry.register(f"{allocation.__name__}.get_last_loc", allocation.get_last_loc_torch, HookType.REPLACE)
     paged.alloc_extend_kernel = _TorchLaunch(_alloc_extend)

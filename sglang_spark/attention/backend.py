@@ -9,8 +9,10 @@ import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import is_cpu
 
 from sglang_spark import metrics
+from sglang_spark.attention import drafts
 from sglang_spark.attention.indices import fill_slots, indptr
 from sglang_spark.pool import SparkTokenToKVPool, rows_of
 from spark_kernels import SparkBatchDecodeWrapper, SparkBatchPrefillWrapper, SparkBatchWriteWrapper
@@ -58,7 +60,7 @@ class SparkAttnBackend(AttentionBackend):
         num_qo_heads = model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
         self.shape = (num_qo_heads, self.pool.layout.num_kv_heads, model_runner.model_config.head_dim)
         self.eager_decode = SparkBatchDecodeWrapper(self.device)
-        # Of captured decode, by batch size; they share the buffers of `init_cuda_graph_state`.
+        # Of captured decode, by the number of tokens; they share the buffers of `init_cuda_graph_state`.
         self.captured_decode: dict[int, SparkBatchDecodeWrapper] = {}
         # Those of the batch at hand.
         self.decode = self.eager_decode
@@ -72,15 +74,16 @@ class SparkAttnBackend(AttentionBackend):
         if mode.is_idle():
             return
         metrics.count(forward_batch)
-        if mode.is_decode():
+        if mode.is_decode() or mode.is_target_verify():
             self._plan_eager_decode(forward_batch)
         else:
             self._plan_extend(forward_batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
         """Allocate what captured decode reads: room for the longest contexts of the largest batch."""
-        self.kv_indptr = torch.zeros(max_bs + 1, dtype=torch.int32, device=self.device)
-        self.kv_indices = torch.zeros(max_bs * self.req_to_token.shape[1], dtype=torch.int32, device=self.device)
+        self.kv_indptr = torch.zeros(max_num_tokens + 1, dtype=torch.int32, device=self.device)
+        most = max_num_tokens * self.req_to_token.shape[1] + 1
+        self.kv_indices = torch.zeros(most, dtype=torch.int32, device=self.device)
         self.captured_decode.clear()
 
     def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False):
@@ -89,13 +92,13 @@ class SparkAttnBackend(AttentionBackend):
         Requests added to fill a captured batch have length 1 and attend to some slot; their tokens go to slot 0,
         SGLang's for padding.
         """
-        batch_size = forward_batch.batch_size
-        kv_indptr = self.kv_indptr[: batch_size + 1]
-        if batch_size not in self.captured_decode:
-            self.captured_decode[batch_size] = SparkBatchDecodeWrapper(
+        num_tokens = forward_batch.batch_size * num_drafts(forward_batch)
+        kv_indptr = self.kv_indptr[: num_tokens + 1]
+        if num_tokens not in self.captured_decode:
+            self.captured_decode[num_tokens] = SparkBatchDecodeWrapper(
                 self.device, kv_indptr_buffer=kv_indptr, kv_indices_buffer=self.kv_indices
             )
-        self.decode = self.captured_decode[batch_size]
+        self.decode = self.captured_decode[num_tokens]
         self._plan_decode(self.decode, forward_batch, kv_indptr, self.kv_indices)
         if not in_capture:
             metrics.count(forward_batch)
@@ -115,6 +118,8 @@ class SparkAttnBackend(AttentionBackend):
         total = forward_batch.seq_lens_sum
         if total is None:
             total = forward_batch.batch_size * self.req_to_token.shape[1]
+        if forward_batch.forward_mode.is_target_verify():
+            total = drafts.room(total, forward_batch.batch_size, num_drafts(forward_batch))
         self.decode = self.eager_decode
         self._plan_decode(self.decode, forward_batch, None, self._empty_slots(total))
         self.writer.plan(forward_batch.out_cache_loc)
@@ -127,8 +132,14 @@ class SparkAttnBackend(AttentionBackend):
         kv_indices: torch.Tensor,
     ) -> None:
         lengths = forward_batch.seq_lens
-        kv_indptr = indptr(lengths, kv_indptr)
-        fill_slots(self.req_to_token, forward_batch.req_pool_indices, lengths, kv_indptr, kv_indices)
+        if forward_batch.forward_mode.is_target_verify():
+            mask = forward_batch.spec_info.custom_mask
+            tree = drafts.ancestors(mask, lengths, num_drafts(forward_batch), with_prefix=not is_cpu())
+            requests = (self.req_to_token, forward_batch.req_pool_indices, lengths)
+            kv_indptr = drafts.fill_draft_slots(*requests, tree, kv_indptr, kv_indices)
+        else:
+            kv_indptr = indptr(lengths, kv_indptr)
+            fill_slots(self.req_to_token, forward_batch.req_pool_indices, lengths, kv_indptr, kv_indices)
         wrapper.plan(kv_indptr, kv_indices, *self.shape)
 
     def _plan_extend(self, forward_batch: ForwardBatch) -> None:
@@ -183,7 +194,12 @@ class SparkAttnBackend(AttentionBackend):
         sinks: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """Attention of the new chunks; q ``[total_tokens, num_qo_heads * head_dim]``, perhaps with padding after."""
+        """Attention of the new chunks; q ``[total_tokens, num_qo_heads * head_dim]``, perhaps with padding after.
+
+        Drafts to verify come here too; to this backend they are decodes.
+        """
+        if forward_batch.forward_mode.is_target_verify():
+            return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, sinks, **kwargs)
         _check_known(layer, kwargs)
         rows = self.pool.layer_rows(layer.layer_id)
         q, k, v = _by_head(layer, q, k, v)
@@ -195,6 +211,11 @@ class SparkAttnBackend(AttentionBackend):
         if save_kv_cache:
             self.writer.run(q, k, v, rows, v_scale=v_scale)
         return torch.nn.functional.pad(out.flatten(1), (0, 0, 0, padding)) if padding else out.flatten(1)
+
+
+def num_drafts(forward_batch: ForwardBatch) -> int:
+    """Tokens per request of a decode batch: one, or those to verify."""
+    return forward_batch.spec_info.draft_token_num if forward_batch.forward_mode.is_target_verify() else 1
 
 
 def check_layers(model: torch.nn.Module, pool: SparkTokenToKVPool) -> None:

@@ -183,6 +183,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "qwen3-next-windows": {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "model_type": "qwen3_next",
+        "head_dim": 64,
+        "full_attention_interval": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "is_hybrid_swa": True,
+        "hybrid_layer_pattern": [1, 0, 1, 0],
+    },
+    "qwen3-next-states": {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "model_type": "qwen3_next",
+        "head_dim": 64,
+        "full_attention_interval": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "llama-embedding": {"architectures": ["LlamaEmbeddingModel"], "model_type": "llama", "head_dim": 128},
 }
 

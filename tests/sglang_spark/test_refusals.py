@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sglang_spark import conditions
 from sglang_spark.refusals import MODEL_REFUSALS, REFUSALS
 
 ALONE = {"SGLANG_PLUGINS": "spark"}
+
+# What SGLang asks of models with states where its kernels for them cannot run.
+WITHOUT_FLA = ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule")
 
 # For each row of the table, a model and flags that run into it, and the flags that its remedy puts in their place.
 LAUNCHES = {
@@ -25,7 +30,9 @@ LAUNCHES = {
     ),
     "backend of attention sinks": ("gpt-oss-swa", ("--attention-backend", "intel_amx"), None),
     "--spark-window-backend": ("llama", ("--spark-window-backend", "triton"), ()),
-    "model with linear-attention or state-space layers": ("qwen3-next-linear", (), None),
+    "model with state-space layers only": ("qwen3-next-states", (), None),
+    "model with linear attention and window layers": ("qwen3-next-windows", (), None),
+    "model with linear attention on a Blackwell GPU": ("qwen3-next-linear", ("--device", "cuda"), None),
     "model with sparse attention": ("minimax-m3-sparse", (), None),
     "model with dual chunk attention": ("qwen2-1m", (), None),
     "encoder-decoder model": ("whisper", (), None),
@@ -106,6 +113,8 @@ def spark(resolve):
 def gpu(request, monkeypatch):
     """The GPUs that two of the rows are about."""
     setting = getattr(request.node, "callspec", None) and request.node.callspec.id
+    if setting == "model with linear attention on a Blackwell GPU":
+        monkeypatch.setattr(conditions, "get_platform", lambda: SimpleNamespace(is_blackwell=True))
     if setting == "AMD GPU":
         monkeypatch.setattr(torch.version, "hip", "6.4")
     if setting == "compute capability of the GPU":
@@ -142,6 +151,10 @@ def test_all_of_this_with_no_other_plugin():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     result = subprocess.run(command, env=os.environ | ALONE, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_linear_attention_is_served(spark):
+    assert spark(*WITHOUT_FLA, model="qwen3-next-linear")["attention_backend"] == "spark"
 
 
 @pytest.mark.parametrize("model", ["mistral", "phi3", "qwen2-moe", "llama-window-0", "nanbeige-looped"])
