@@ -166,6 +166,50 @@ def test_decode_writes_and_attends(total, backend, layer):
     _assert_close(backend.forward_decode(*tokens, layer, batch), expected)
 
 
+def _verify_batch(backend, requests, prefixes, trees) -> SimpleNamespace:
+    """Drafts after these prefixes; a tree says of each whom it attends to."""
+    width = len(trees[0])
+    new = [backend.req_to_token[r, p : p + width] for r, p in zip(requests, prefixes, strict=True)]
+    mask = [
+        torch.cat([torch.ones(width, prefix), torch.tensor(tree)], dim=1).bool().flatten()
+        for prefix, tree in zip(prefixes, trees, strict=True)
+    ]
+    return SimpleNamespace(
+        forward_mode=ForwardMode.TARGET_VERIFY,
+        batch_size=len(requests),
+        req_pool_indices=torch.tensor(requests),
+        seq_lens=torch.tensor(prefixes),
+        seq_lens_sum=sum(prefixes),
+        out_cache_loc=torch.cat(new).long(),
+        spec_info=SimpleNamespace(draft_token_num=width, custom_mask=torch.cat(mask)),
+    )
+
+
+TREES = ([[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 0, 1]])
+
+
+def test_a_verified_draft_is_a_decode_after_those_that_lead_to_it(backend, layer):
+    requests, prefixes = (4, 0), (40, 11)
+    _prefill(backend, layer, requests, prefixes)
+    batch = _verify_batch(backend, requests, prefixes, TREES)
+    tokens = _tokens(6)
+    rows = backend.pool.layer_rows(0)
+    expected_rows = _copy(rows)
+    q, k, v = _by_head(*tokens)
+    reference.write_rows(q, k, v, batch.out_cache_loc, expected_rows)
+    backend.init_forward_metadata(batch)
+    out = backend.forward_extend(*tokens, layer, batch)
+    assert torch.equal(rows.keys, expected_rows.keys)
+    for node in range(6):
+        request, drafts = requests[node // 3], batch.out_cache_loc.view(2, 3)[node // 3]
+        attends = torch.tensor(TREES[node // 3][node % 3]).bool()
+        slots = torch.cat([_slots(backend, (request,), (prefixes[node // 3],)), drafts[attends]])
+        expected = reference.decode_attention(
+            q[node : node + 1], expected_rows, _indptr((len(slots),)), slots, sm_scale=SM_SCALE
+        )[0]
+        _assert_close(out[node : node + 1], expected)
+
+
 def test_values_are_stored_by_the_scale_of_the_layer(backend, layer):
     """``--quantization-param-path`` sets ``v_scale`` alone, a checkpoint also ``v_scale_float``."""
     batch = _extend_batch(backend, (1,), (0,), (5,))
@@ -255,6 +299,22 @@ def test_captured_decode_follows_its_buffers(backend, layer):
             _assert_close(out[: len(requests)], expected)
             assert out.isfinite().all()
         assert writer is backend.writer
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="no CUDA graphs over numba's kernels")
+def test_captured_verification_follows_its_buffers(backend, layer):
+    _prefill(backend, layer, (4, 0), (40, 11))
+    backend.init_cuda_graph_state(2, 6)
+    static = _verify_batch(backend, (0, 0), (1, 1), (TREES[0], TREES[0]))
+    backend.init_forward_metadata_out_graph(static, in_capture=True)
+    captured = backend.decode
+    batch = _verify_batch(backend, (4, 0), (40, 11), TREES)
+    tokens = _tokens(6)
+    backend.init_forward_metadata(batch)
+    expected = backend.forward_extend(*tokens, layer, batch)
+    backend.init_forward_metadata_out_graph(batch)
+    assert backend.decode is captured
+    torch.testing.assert_close(backend.forward_extend(*tokens, layer, batch), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what runs it")

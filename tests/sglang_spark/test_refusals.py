@@ -75,7 +75,12 @@ LAUNCHES = {
     "--enable-deterministic-inference": ("llama", ("--enable-deterministic-inference",), ()),
     "--rl-on-policy-target": ("llama", ("--rl-on-policy-target", "fsdp"), ()),
     "--enable-mis": ("llama", ("--enable-mis",), ()),
-    "--speculative-algorithm": ("llama", ("--speculative-algorithm", "NGRAM"), ()),
+    "--speculative-algorithm": (
+        "llama",
+        ("--speculative-algorithm", "EAGLE", "--speculative-draft-model-path", "draft"),
+        ("--speculative-algorithm", "NGRAM"),
+    ),
+    "--speculative-algorithm NGRAM for a hybrid model": ("gemma3", ("--speculative-algorithm", "ngram"), ()),
     "--decoupled-spec-role": ("llama", ("--decoupled-spec-role", "verifier"), ("--decoupled-spec-role", "null")),
     "--dcp-size": ("llama", ("--dcp-size", "2", "--tp-size", "2"), ("--dcp-size", "1", "--tp-size", "2")),
     "--attn-cp-size": ("llama", ("--attn-cp-size", "2", "--tp-size", "2"), ("--attn-cp-size", "1", "--tp-size", "2")),
