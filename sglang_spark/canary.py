@@ -61,6 +61,16 @@ class RowHashes:
             factors = torch.randint(-(2**62), 2**62, (words,), generator=generator) * 2 + 1
             self._factors[buffer.data_ptr()] = factors.to(pool.device)
 
+        move = pool.move_kv_cache
+
+        def moved(tgt_loc, src_loc):
+            """Accepted drafts go where the next tokens belong."""
+            move(tgt_loc, src_loc)
+            for known in (self._hashes, self._is_written):
+                known[:, tgt_loc] = known[:, src_loc]
+
+        pool.move_kv_cache = moved
+
     def record(self, layer_id: int, slots: torch.Tensor) -> None:
         """Take the rows of ``slots`` (integer ``[num_tokens]``) in a layer (global id) for what they should be."""
         layer = self._pool.place(layer_id)

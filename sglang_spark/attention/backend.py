@@ -199,7 +199,7 @@ class SparkAttnBackend(AttentionBackend):
         Drafts to verify come here too; to this backend they are decodes.
         """
         if forward_batch.forward_mode.is_target_verify():
-            return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, sinks, **kwargs)
+            return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, sinks=sinks, **kwargs)
         _check_known(layer, kwargs)
         rows = self.pool.layer_rows(layer.layer_id)
         q, k, v = _by_head(layer, q, k, v)

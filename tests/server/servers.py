@@ -33,3 +33,8 @@ def bytes_by_the_doctor(server: LocalServer) -> int:
     command = [sys.executable, "-m", "sglang_spark.doctor", "--json", "--model-path", server.model, *server.arguments]
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return report["model"]["bytes_per_token"]["spark"]
+
+
+def tokens_of(said: list[tuple]) -> list:
+    """What was said, without how much was cached: pools of other sizes evict otherwise."""
+    return [answer[0] if isinstance(answer[0], (tuple, str)) else answer for answer in said]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import traffic
-from servers import COMMON_FLAGS, bytes_by_the_doctor, running
+from servers import COMMON_FLAGS, bytes_by_the_doctor, running, tokens_of
 from variants import write_gemma3
 
 from local_server import LocalServer
@@ -40,7 +40,7 @@ def test_same_tokens_as_dense_and_no_row_changes(conversation, servers):
     for server in servers:
         server.flush_cache()
     dense, lossless, compressed = (conversation(server) for server in servers)
-    assert _tokens(lossless) == _tokens(dense)
+    assert tokens_of(lossless) == tokens_of(dense)
     assert len(compressed) == len(dense)
     if conversation is traffic.concurrent:
         for server in servers[1:]:
@@ -79,8 +79,3 @@ def test_a_real_model_says_what_it_says_dense():
             [answer["text"] for answer in server.generate(prompts, max_new_tokens=200)] for server in (dense, lossless)
         ]
         assert said[0] == said[1]
-
-
-def _tokens(said: traffic.Said) -> list:
-    """Without how much was cached: pools of other sizes evict otherwise."""
-    return [answer[0] if isinstance(answer[0], (tuple, str)) else answer for answer in said]

@@ -80,3 +80,11 @@ def test_the_switch(monkeypatch):
     monkeypatch.setenv(canary.VARIABLE, "yes")
     with pytest.raises(ValueError, match="SGLANG_SPARK_CANARY=yes: use 0 or 1"):
         canary.is_on()
+
+
+def test_rows_that_the_pool_moves_are_known_where_they_went(pool):
+    pool.use_native_move_kv_cache = True
+    hashes = RowHashes(pool)
+    hashes.record(FIRST_LAYER, torch.tensor([1, 2, 3]))
+    pool.move_kv_cache(torch.tensor([2, 9]), torch.tensor([3, 1]))
+    hashes.check(FIRST_LAYER, torch.tensor([1, 2, 3, 9]))
