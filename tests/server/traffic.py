@@ -60,7 +60,7 @@ def aborts(server: LocalServer) -> Said:
     """Clients that hang up, a request that is aborted, and then an ordinary question."""
     prompts = _prompts(seed=7, count=4, tokens=300)
     for prompt in prompts[:2]:
-        body = {"text": prompt, "stream": True, "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+        body = {"text": prompt, "stream": True, **_to_the_end(400)}
         with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=60) as response:
             next(response.iter_lines())
     finished = []
