@@ -56,6 +56,19 @@ def write_gemma3(folder: Path) -> Path:
     return _write_random(folder, "gemma3_text", layer_types=layers, sliding_window=64, query_pre_attn_scalar=64)
 
 
+def write_qwen3_next(folder: Path) -> Path:
+    """A Qwen3-Next of random weights with the same tokenizer: every third layer attends, the others keep a state."""
+    shape = {"full_attention_interval": 3, "num_experts": 4, "num_experts_per_tok": 2}
+    shape |= {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+    shape |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    shape |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+    _write_random(folder, "qwen3_next", tie_word_embeddings=False, **shape)
+    # Transformers writes the layers' types instead of it, and SGLang reads it.
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "full_attention_interval": 3}))
+    return folder
+
+
 def _write_random(folder: Path, model_type: str, **shape: Any) -> Path:
     shutil.copytree(RECALL_MODEL, folder, ignore=shutil.ignore_patterns("config.json", "model.safetensors"))
     bundled = json.loads((RECALL_MODEL / "config.json").read_text())
