@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sglang_spark.doctor import Fit, examine_model
 from tables import fill, markdown
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 GPU_GB, SHARE = 80, 0.88
-VERIFIED = ("LlamaForCausalLM", "Qwen2ForCausalLM")
+VERIFIED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM", "Qwen3NextForCausalLM")
 
 
 class Served(NamedTuple):
@@ -34,9 +34,18 @@ class Served(NamedTuple):
     hidden: int
     weights_gb: float
     gpus: int = 1
+    # More of its configuration.
+    more: dict[str, Any] = {}  # noqa: RUF012
 
 
-LLAMA, QWEN2, QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "Qwen2", "Qwen3"))
+def windows(window: int, layers: int, every: int) -> dict[str, Any]:
+    """A window in all layers but each ``every``-th."""
+    kinds = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)]
+    return {"sliding_window": window, "layer_types": kinds}
+
+
+LLAMA, QWEN2, QWEN3, GEMMA3 = (f"{name}ForCausalLM" for name in ("Llama", "Qwen2", "Qwen3", "Gemma3"))
+GPT_OSS, NEXT = "GptOssForCausalLM", "Qwen3NextForCausalLM"
 MODELS = (
     Served("Llama-3.2-1B", LLAMA, "llama", 16, 32, 8, 64, 2048, 2.5),
     Served("Llama-3.2-3B", LLAMA, "llama", 28, 24, 8, 128, 3072, 6.4),
@@ -58,6 +67,11 @@ MODELS = (
     Served("Mistral-Small-24B", "MistralForCausalLM", "mistral", 40, 32, 8, 128, 5120, 47.2),
     Served("Phi-4", "Phi3ForCausalLM", "phi3", 40, 40, 10, 128, 5120, 29.3),
     Served("Phi-4-mini", "Phi3ForCausalLM", "phi3", 32, 24, 8, 128, 3072, 7.7),
+    Served("Gemma-3-12B", GEMMA3, "gemma3_text", 48, 16, 8, 256, 3840, 24.4, more=windows(1024, 48, 6)),
+    Served("Gemma-3-27B", GEMMA3, "gemma3_text", 62, 32, 16, 128, 5376, 54.9, more=windows(1024, 62, 6)),
+    Served("gpt-oss-20b", GPT_OSS, "gpt_oss", 24, 64, 8, 64, 2880, 13.8, more=windows(128, 24, 2)),
+    Served("gpt-oss-120b", GPT_OSS, "gpt_oss", 36, 64, 8, 64, 2880, 65.2, more=windows(128, 36, 2)),
+    Served("Qwen3-Next-80B-A3B", NEXT, "qwen3_next", 48, 16, 2, 256, 2048, 163, 4, {"full_attention_interval": 4}),
 )
 HEADER = ("model", "GPUs", "dense bf16", "dense fp8", "spark", "tokens, dense", "tokens, spark", "verified")
 
@@ -78,11 +92,17 @@ def examine(model: Served, folder: Path) -> Fit:
         "sliding_window": None,
         "pad_token_id": 0,
         "torch_dtype": "bfloat16",
+        **model.more,
     }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     memory = (SHARE * GPU_GB - model.weights_gb / model.gpus) * 1e9 / (1 << 30)
-    return examine_model(str(folder), ["--tp-size", str(model.gpus)], memory)
+    flags = ["--device", "cuda", "--tp-size", str(model.gpus)]
+    # What SGLang asks of models with states where this runs without a GPU.
+    flags += ["--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"]
+    if "sliding_window" in model.more:
+        flags += ["--swa-full-tokens-ratio", "0.1"]
+    return examine_model(str(folder), flags, memory)
 
 
 def table() -> str:

@@ -110,7 +110,7 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
         SGLang's parser does not know a flag or its value; it has printed which.
     """
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
-    from sglang.srt.runtime_context import publish
+    from sglang.srt.runtime_context import get_schedule, publish
     from sglang.srt.server_args import prepare_server_args
 
     from sglang_spark.calibration import checked_source
@@ -132,7 +132,7 @@ def examine_model(model_path: str, flags: list[str], memory_gib: float | None) -
         page_size = resolved.page_size
         memory = int(memory_gib * GIB)
         # SGLang's share of a pool of window layers, per token of the others.
-        beside = layout.windows.bytes_per_token * resolved.swa_full_tokens_ratio if layout.windows else 0
+        beside = layout.windows.bytes_per_token * get_schedule().swa_full_tokens_ratio if layout.windows else 0
         tokens = {
             cache: int(memory // (size + beside)) // page_size * page_size for cache, size in bytes_per_token.items()
         }

@@ -104,3 +104,16 @@ def test_tables_for_people(capsys, model_folder):
     printed = capsys.readouterr().out
     assert "bytes per token" in printed and "3.76x" in printed and "tokens in 1 GiB" in printed
     assert "would serve" in printed
+
+
+def test_window_layers_take_their_share_of_the_memory(capsys, model_folder):
+    """As the server divides it: so many tokens of windows for each of the other layers'."""
+    flags = ("--model-path", str(model_folder("gemma3")), "--mem", "0.5", "--swa-full-tokens-ratio", "0.25")
+    _, report = _run(capsys, *flags)
+    sizes, windows = report["model"]["bytes_per_token"], 2 * 2 * 2 * 64 * 2
+    assert report["model"]["summary"]["window_bytes_per_token"] == windows
+    assert sizes["dense"] == windows
+    for cache, tokens in report["model"]["tokens"].items():
+        assert tokens == int((1 << 29) // (sizes[cache] + 0.25 * windows))
+    assert doctor.main(list(flags)) == doctor.SERVES
+    assert "beside them, in windows" in capsys.readouterr().out
