@@ -113,7 +113,7 @@ def has_windows_in_one_pool(model: Any) -> bool:
 
 
 def has_windows_only(model: Any) -> bool:
-    return model.is_hybrid_swa and not model.full_attention_layer_ids
+    return model.is_hybrid_swa and not is_latent(model) and not model.full_attention_layer_ids
 
 
 def chunked_without_kernel(launch: Launch) -> Any:
