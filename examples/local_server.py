@@ -97,7 +97,7 @@ class LocalServer:
         self.model = str(model)
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._env = {**os.environ, **(env or {})}
+        self.env = {**os.environ, **(env or {})}
         self._log = tempfile.NamedTemporaryFile("w+", prefix="sglang-", suffix=".log", delete=False)
         self._process: subprocess.Popen | None = None
 
@@ -108,7 +108,7 @@ class LocalServer:
     def __enter__(self) -> LocalServer:
         # A session of its own, so that stopping the server stops its scheduler and detokenizer too.
         self._process = subprocess.Popen(
-            self.command, stdout=self._log, stderr=subprocess.STDOUT, env=self._env, start_new_session=True
+            self.command, stdout=self._log, stderr=subprocess.STDOUT, env=self.env, start_new_session=True
         )
         try:
             self._wait_until_ready()

@@ -18,7 +18,6 @@ from tables import fill, markdown
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 GPU_GB, SHARE = 80, 0.88
-VERIFIED = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM", "Qwen3NextForCausalLM")
 
 
 class Served(NamedTuple):
@@ -46,6 +45,7 @@ def windows(window: int, layers: int, every: int) -> dict[str, Any]:
 
 LLAMA, QWEN2, QWEN3, GEMMA3 = (f"{name}ForCausalLM" for name in ("Llama", "Qwen2", "Qwen3", "Gemma3"))
 GPT_OSS, NEXT = "GptOssForCausalLM", "Qwen3NextForCausalLM"
+VERIFIED = (LLAMA, QWEN2, GEMMA3, NEXT, GPT_OSS)
 MODELS = (
     Served("Llama-3.2-1B", LLAMA, "llama", 16, 32, 8, 64, 2048, 2.5),
     Served("Llama-3.2-3B", LLAMA, "llama", 28, 24, 8, 128, 3072, 6.4),

@@ -88,9 +88,17 @@ def _default_to_cpu(server_args, previous) -> None:
     previous(server_args)
 
 
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _default_to_torch_native(server_args, previous) -> None:
+    from sglang.srt.arg_groups.overrides import model_config_of
+
     if _decided(server_args).device == "cpu" and _decided(server_args).attention_backend is None:
-        _decide(server_args, attention_backend="torch_native")
+        # SGLang refuses it for most models with a pool of windows. Triton's interpreter runs the backend that it takes.
+        takes_triton = _is_interpreted() and model_config_of(server_args).is_hybrid_swa
+        _decide(server_args, attention_backend="triton" if takes_triton else "torch_native")
     previous(server_args)
 
 
@@ -193,7 +201,7 @@ def register() -> None:
     rotary_embedding._is_cpu = True
     lora_layers.torch = lora_backend.torch = _TorchWithoutPinning()
     torch.Tensor.pin_memory = lambda tensor, device=None: tensor
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if _is_interpreted():
         from sglang.kernels.ops.attention.fla import layernorm_gated
         from sglang.srt.layers.attention.linear.kernels import gdn_triton
 

@@ -31,8 +31,8 @@ def running(*servers: LocalServer) -> Iterator[None]:
 def bytes_by_the_doctor(server: LocalServer) -> int:
     """Per token, as the doctor counts them for the same flags."""
     command = [sys.executable, "-m", "sglang_spark.doctor", "--json", "--model-path", server.model, *server.arguments]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return report["model"]["bytes_per_token"]["spark"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=server.env)
+    return json.loads(run.stdout)["model"]["bytes_per_token"]["spark"]
 
 
 def tokens_of(said: list[tuple]) -> list:

@@ -56,6 +56,15 @@ def write_gemma3(folder: Path) -> Path:
     return _write_random(folder, "gemma3_text", layer_types=layers, sliding_window=64, query_pre_attn_scalar=64)
 
 
+def write_gpt_oss(folder: Path) -> Path:
+    """A gpt-oss of random weights with the same tokenizer: windows of 64 tokens, and sinks in every layer."""
+    layers = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False}
+    _write_random(folder, "gpt_oss", layer_types=layers, sliding_window=64, **experts)
+    # SGLang reads it, and Transformers has it in its code.
+    return _with(folder, swiglu_limit=7.0)
+
+
 def write_qwen3_next(folder: Path) -> Path:
     """A Qwen3-Next of random weights with the same tokenizer: every third layer attends, the others keep a state."""
     shape = {"full_attention_interval": 3, "num_experts": 4, "num_experts_per_tok": 2}
@@ -64,8 +73,12 @@ def write_qwen3_next(folder: Path) -> Path:
     shape |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
     _write_random(folder, "qwen3_next", tie_word_embeddings=False, **shape)
     # Transformers writes the layers' types instead of it, and SGLang reads it.
+    return _with(folder, full_attention_interval=3)
+
+
+def _with(folder: Path, **settings: Any) -> Path:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "full_attention_interval": 3}))
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
     return folder
 
 
