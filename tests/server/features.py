@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from pathlib import Path
 
 import requests
+from safetensors.torch import load_file
 
 from local_server import LocalServer
 from recall_tasks import make_items
@@ -93,3 +95,20 @@ def _ask(server: LocalServer, max_new_tokens: int, **constraint: str) -> list[di
 
 def _said(answers: list[dict]) -> list[tuple]:
     return [tuple(answer["output_ids"]) for answer in answers]
+
+
+def input_ids(server: LocalServer) -> list[tuple]:
+    """An answer to token ids."""
+    return [tuple(server.generate(input_ids=_ids(), max_new_tokens=16)["output_ids"])]
+
+
+def input_embeds(server: LocalServer) -> list[tuple]:
+    """An answer to the embeddings of the same tokens, which SGLang takes without a radix cache only."""
+    embeddings = load_file(Path(server.model) / "model.safetensors")["model.embed_tokens.weight"]
+    rows = embeddings[_ids()].float().tolist()
+    return [tuple(server.generate(input_embeds=rows, max_new_tokens=16)["output_ids"])]
+
+
+def _ids() -> list[int]:
+    """Longer than a prefill chunk of 256."""
+    return [2 + i * 37 % 1000 for i in range(300)]

@@ -11,7 +11,7 @@ import features
 import pytest
 import traffic
 from lora_adapter import write_adapter
-from servers import COMMON_FLAGS, TWO_RANKS, running
+from servers import COMMON_FLAGS, TWO_RANKS, running, tokens_of
 from variants import write_untied_model
 
 from local_server import SGLANG_SERVE, LocalServer
@@ -49,11 +49,6 @@ def server(one_process):
     return one_process[1]
 
 
-def _tokens(said: list[tuple]) -> list[tuple]:
-    """Without the cache hits, which depend on page size and eviction."""
-    return [answer[0] if isinstance(answer[0], tuple) else answer for answer in said]
-
-
 @pytest.mark.parametrize("ask", ASKED, ids=lambda ask: ask.__name__)
 def test_asked_in_many_ways(ask, server, said):
     assert ask(server) == said(ask)
@@ -74,14 +69,14 @@ def test_embeddings_of_a_generation_model_are_refused(server):
 
 def test_page_size_64_with_least_frequently_used_eviction(server, said):
     server.flush_cache()
-    assert _tokens(traffic.shared_prefix(server)) == _tokens(said(traffic.shared_prefix))
-    assert _tokens(traffic.more_than_the_pool(server)) == _tokens(said(traffic.more_than_the_pool))
+    assert tokens_of(traffic.shared_prefix(server)) == tokens_of(said(traffic.shared_prefix))
+    assert tokens_of(traffic.more_than_the_pool(server)) == tokens_of(said(traffic.more_than_the_pool))
 
 
 def test_mixed_chunks(server, said):
     server.flush_cache()
     before = _cache(server)[0]["restored_prefix_tokens"]
-    assert _tokens(traffic.concurrent(server)) == _tokens(said(traffic.concurrent))
+    assert tokens_of(traffic.concurrent(server)) == tokens_of(said(traffic.concurrent))
     # Decoding requests that join a prefill batch attend to all their tokens as to a prefix.
     assert _cache(server)[0]["restored_prefix_tokens"] - before > 20 * 240
 
@@ -90,7 +85,7 @@ def test_tensor_parallel(said):
     flags = ("--tp-size", "2", "--radix-eviction-policy", "slru")
     with LocalServer(*FLAGS, *LOSSLESS, *flags, env=TWO_RANKS) as server:
         for send in SENT:
-            assert _tokens(send(server)) == _tokens(said(send)), send.__name__
+            assert tokens_of(send(server)) == tokens_of(said(send)), send.__name__
         assert server.capacity().bytes_per_token == 4 * 1 * 2 * 128 * 4
 
 
@@ -98,7 +93,7 @@ def test_data_parallel_by_sglang_serve(said):
     flags = ("--dp-size", "2", "--radix-eviction-policy", "priority")
     with LocalServer(*FLAGS, *LOSSLESS, *flags, env=TWO_RANKS, launcher=SGLANG_SERVE) as server:
         for send in SENT:
-            assert _tokens(send(server)) == _tokens(said(send)), send.__name__
+            assert tokens_of(send(server)) == tokens_of(said(send)), send.__name__
         replicas = _cache(server)
         assert len(replicas) == 2 and all(replica["rows_written"] > 1000 for replica in replicas)
 
@@ -107,7 +102,7 @@ def test_pipeline_parallel(said, tmp_path):
     model = write_untied_model(tmp_path / "untied")
     with LocalServer(*FLAGS, *LOSSLESS, "--pp-size", "2", model=model, env=TWO_RANKS) as server:
         for send in SENT:
-            assert _tokens(send(server)) == _tokens(said(send)), send.__name__
+            assert tokens_of(send(server)) == tokens_of(said(send)), send.__name__
         # Each stage holds two of the four layers.
         assert server.capacity().bytes_per_token == 2 * 2 * 2 * 128 * 4
 
@@ -116,8 +111,15 @@ def test_without_the_radix_cache(said):
     with LocalServer(*FLAGS, *LOSSLESS, "--disable-radix-cache", "--disable-overlap-schedule") as server:
         for send in SENT:
             answers = send(server)
-            assert _tokens(answers) == _tokens(said(send)), send.__name__
+            assert tokens_of(answers) == tokens_of(said(send)), send.__name__
         assert all(cached == 0 for _, cached in traffic.shared_prefix(server))
+
+
+def test_embeddings_in_the_place_of_tokens():
+    """SGLang hands them on in bfloat16, whatever the model has, and without a radix cache only."""
+    flags = ("--dtype", "bfloat16", "--disable-radix-cache", "--chunked-prefill-size", "256", *LOSSLESS)
+    with LocalServer(*flags, "--max-total-tokens", "2048") as server:
+        assert features.input_embeds(server) == features.input_ids(server)
 
 
 def _cache(server: LocalServer) -> list[dict[str, int]]:
