@@ -13,12 +13,14 @@ CUDA graphs                          off, unless asked for
 ``support_triton()``                 False: index bookkeeping uses SGLang's PyTorch fallbacks
 paged allocation kernels (Triton)    SGLang's ``alloc_extend_naive``
 ``torch_native`` on window pools     reads the slots it has written (SGLang reads those of the other pool)
+NGRAM speculation                    kernels of SGLang's engine for Intel AMX as PyTorch (``sglang_cpu_kernels``)
 rotary embedding                     SGLang's PyTorch implementation (it would import vLLM's kernel)
 pinned memory in LoRA                ordinary memory (``--lora-backend torch_native``; there is no device to copy to)
 ``OMP_WAIT_POLICY`` unset            becomes ``passive`` in the processes that SGLang starts
 ===================================  ==================================================================
 
-``TRITON_INTERPRET=1`` leaves the Triton kernels in place: they then run under Triton's interpreter.
+``TRITON_INTERPRET=1`` leaves the Triton kernels in place: they then run under Triton's interpreter. Those of linear
+attention that it cannot run are PyTorch, too, and models with a pool of windows take SGLang's Triton backend.
 """
 
 import contextlib
