@@ -152,6 +152,7 @@ def _prepare_speculation(*_) -> None:
     """Before a speculation worker is imported: what SGLang has kernels for on GPUs and in its own CPU engine only."""
     from sglang.kernels.ops.speculative import cache_locs
     from sglang.srt.mem_cache import allocation
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.speculative import eagle_utils, spec_utils
 
     import sglang_cpu_kernels as kernels
@@ -170,6 +171,9 @@ def _prepare_speculation(*_) -> None:
         module.move_accept_tokens_to_target_kvcache = kernels.move_accepted_tokens
         module.record_stream_for_v2_verify = lambda *_: None
     eagle_utils.verify_tree_greedy_func = kernels.verify_tree_greedy
+    # The pool is made after the worker.
+    MHATokenToKVPool._init_kv_copy_and_warmup = lambda pool: setattr(pool, "_kv_copy_config", None)
+    os.environ.setdefault("SGLANG_NATIVE_MOVE_KV_CACHE", "1")
 
 
 def register() -> None:
@@ -185,7 +189,6 @@ def register() -> None:
     from sglang.srt.lora.backend import torch_backend as lora_backend
     from sglang.srt.mem_cache import allocation
     from sglang.srt.mem_cache.allocator import paged
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.speculative import spec_info
     from triton.runtime.autotuner import Autotuner
@@ -217,8 +220,6 @@ def register() -> None:
     HookRegistry.register(
         f"{spec_info.__name__}.SpeculativeAlgorithm.create_worker", _prepare_speculation, HookType.BEFORE
     )
-    MHATokenToKVPool._init_kv_copy_and_warmup = lambda pool: setattr(pool, "_kv_copy_config", None)
-    os.environ.setdefault("SGLANG_NATIVE_MOVE_KV_CACHE", "1")
     HookRegistry.register("sglang.srt.utils.common.support_triton", lambda backend: False, HookType.REPLACE)
     HookRegistry.register(f"{allocation.__name__}.get_last_loc", allocation.get_last_loc_torch, HookType.REPLACE)
     paged.alloc_extend_kernel = _TorchLaunch(_alloc_extend)
