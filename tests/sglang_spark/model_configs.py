@@ -21,6 +21,14 @@ _SMALL = {
     "eos_token_id": 2,
 }
 
+_QWEN3_NEXT = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "head_dim": 64,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 128},
     "llama-head-dim-72": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 72},
@@ -175,32 +183,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "encoder_attention_heads": 2,
         "decoder_attention_heads": 2,
     },
-    "qwen3-next-linear": {
-        "architectures": ["Qwen3NextForCausalLM"],
-        "model_type": "qwen3_next",
-        "head_dim": 64,
-        "full_attention_interval": 2,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-    },
+    "qwen3-next-linear": {**_QWEN3_NEXT, "full_attention_interval": 2},
     "qwen3-next-windows": {
-        "architectures": ["Qwen3NextForCausalLM"],
-        "model_type": "qwen3_next",
-        "head_dim": 64,
+        **_QWEN3_NEXT,
         "full_attention_interval": 2,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
         "is_hybrid_swa": True,
         "hybrid_layer_pattern": [1, 0, 1, 0],
     },
-    "qwen3-next-states": {
-        "architectures": ["Qwen3NextForCausalLM"],
-        "model_type": "qwen3_next",
-        "head_dim": 64,
-        "full_attention_interval": 8,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-    },
+    "qwen3-next-states": {**_QWEN3_NEXT, "full_attention_interval": 8},
     "llama-embedding": {"architectures": ["LlamaEmbeddingModel"], "model_type": "llama", "head_dim": 128},
 }
 
