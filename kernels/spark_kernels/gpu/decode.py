@@ -38,6 +38,9 @@ BLOCK_N = 64
 # chooses 96 to 144 and spills a little; at 128, four programs fit and heads of 256 and groups of 16 spill.
 REGISTERS = {64: 168, 128: 168, 256: 224}
 MAX_GROUP = 16
+# Channels of a tensor-core product over codes, at least. It takes 16, but Triton 3.7.1 miscompiles a product over 16
+# whose operand it unpacks from bytes: some channels count twice, others not at all.
+_LEAST_WIDTH = 32
 
 
 @triton.jit
@@ -246,8 +249,7 @@ def variant(key_format: KeyFormat, value_format: ValueFormat, group: int) -> dic
     """The compile-time arguments of `_decode_split` that follow from the formats and the group size."""
     layout = PrunedLayout.of(key_format)
     counts = (layout.count_4, layout.count_2, layout.count_1) if layout else (0, 0, 0)
-    # A tensor-core product takes 16 channels or more.
-    widths = (max(16, triton.next_power_of_2(count)) if count else 0 for count in counts)
+    widths = (max(_LEAST_WIDTH, triton.next_power_of_2(count)) if count else 0 for count in counts)
     return {
         "GROUP": group,
         "COLUMNS": num_columns(group),
