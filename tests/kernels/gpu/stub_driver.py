@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 
 from machine_code import MachineCode
 
-MAX_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MAX_SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 
 # Triton remembers kernels by the number of the device.

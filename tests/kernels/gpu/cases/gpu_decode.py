@@ -1,8 +1,4 @@
-"""Decode attention of the GPU kernels against the reference; run by test_gpu_interpreted.py.
-
-The interpreter multiplies bfloat16 matrices wrongly, so values and keys that are numbers are float16,
-float32 and float8 here.
-"""
+"""Decode attention of the GPU kernels against the reference; run by test_gpu_kernels.py."""
 
 import math
 from itertools import product
@@ -15,8 +11,6 @@ from spark_kernels import gpu, reference
 
 # Queries are rounded to float16, weights to the dtype of the values.
 TOLERANCE = 5e-4
-# The interpreter is numpy, which warns of the -inf and NaN that these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 LENGTHS = (0, 1, 130, 0, 33)
 
 
@@ -27,19 +21,24 @@ def _decode(layer: Layer, q: torch.Tensor, logits_soft_cap: float = 0.0, v_scale
     return actual, reference.decode_attention(q, layer.rows, layer.indptr, layer.slots, **arguments)
 
 
-def _check(layer: Layer, dtype: torch.dtype = torch.float32, **arguments) -> None:
+def _check(layer: Layer, dtype: torch.dtype = torch.float32, tolerance: float = TOLERANCE, **arguments) -> None:
     q = torch.randn(layer.batch, *layer.q.shape[1:]).to(dtype)
     (out, lse), (expected, expected_lse) = _decode(layer, q, **arguments)
     assert out.dtype == dtype
-    # The interpreter truncates where it converts to bfloat16.
-    assert_close(out, expected, 8e-3 if dtype == torch.bfloat16 else TOLERANCE)
-    assert_lse_close(lse, expected_lse, 4 * TOLERANCE)
+    assert_close(out, expected, 4e-3 if dtype == torch.bfloat16 else tolerance)
+    assert_lse_close(lse, expected_lse, 4 * tolerance)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("keys", [*PRUNED, "float16", "float32"])
 def test_equals_reference(keys, head_dim):
     _check(Layer.random(keys, "float16", head_dim=head_dim, num_kv_heads=1, lengths=LENGTHS))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_bfloat16_numbers(head_dim):
+    """Queries and weights are rounded to bfloat16, too."""
+    _check(Layer.random("bfloat16", "bfloat16", head_dim=head_dim, lengths=LENGTHS), tolerance=4e-3)
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 5, 8, 9, 16])

@@ -1,4 +1,4 @@
-"""The wrappers over the GPU kernels, and CUDA-graph mode; run by test_gpu_interpreted.py."""
+"""The wrappers over the GPU kernels, and CUDA-graph mode; run by test_gpu_kernels.py."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from spark_kernels import (
 )
 from spark_kernels.implementation import implementation
 
-# The interpreter is numpy, which warns of the -inf that these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 LENGTHS = (70, 0, 5, 140)
 
 
@@ -30,7 +28,7 @@ def layer() -> Layer:
     return Layer.random("3 bits", "float16", head_dim=64, num_kv_heads=2, group=2, lengths=LENGTHS)
 
 
-def test_the_interpreter_takes_the_gpu_kernels():
+def test_the_gpu_kernels_are_chosen():
     assert implementation(torch.device("cpu")) is gpu is implementation(torch.device("cuda"))
 
 

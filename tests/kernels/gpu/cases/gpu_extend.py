@@ -1,7 +1,4 @@
-"""Attention of new chunks by the GPU kernels against the reference; run by test_gpu_interpreted.py.
-
-The interpreter multiplies bfloat16 matrices wrongly, so queries here are float16 and float32.
-"""
+"""Attention of new chunks by the GPU kernels against the reference; run by test_gpu_kernels.py."""
 
 import math
 import sys
@@ -16,8 +13,6 @@ from spark_kernels import SparkBatchPrefillWrapper, reference
 from spark_kernels.gpu import dense_flashinfer
 from spark_kernels.gpu.dense import pieces
 
-# The interpreter is numpy, which warns of the -inf that these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 PREFIXES = (0, 1, 40, 0, 65, 64, 20)
 CHUNKS = (10, 1, 3, 0, 20, 0, 7)
 
@@ -50,9 +45,10 @@ def test_groups(group):
 
 
 @pytest.mark.parametrize("values", ["float16", "float8_e4m3fn", "int4", "int3"])
-def test_float16(values):
-    prefix = Layer.random(values=values, num_kv_heads=1, lengths=PREFIXES, dtype=torch.float16, v_scale=0.25)
-    _check(prefix, v_scale=0.25, ratio=2e-3)
+@pytest.mark.parametrize(("dtype", "ratio"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)], ids=str)
+def test_halves(values, dtype, ratio):
+    prefix = Layer.random(values=values, num_kv_heads=1, lengths=PREFIXES, dtype=dtype, v_scale=0.25)
+    _check(prefix, v_scale=0.25, ratio=ratio)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "all"])
