@@ -208,6 +208,7 @@ def _arguments(variant: Variant, key_format: KeyFormat, value_format: ValueForma
         return merge._merge_splits, {"out_ptr": "*bf16"}, constants, 4, 1, True
     if variant.kernel == "plan_splits":
         constants = {"SHORTEST_SPLIT": plan._SHORTEST_SPLIT, "SPLIT_STEP": plan._SPLIT_STEP}
+        constants |= {"CANDIDATES": plan._CANDIDATES, "SPLIT_COST": plan._SPLIT_COST}
         constants |= {"BATCH_BLOCK": PLANNED_REQUESTS, "SPLIT_BLOCK": plan._SPLITS_PER_PROGRAM}
         types = dict.fromkeys(("split_request_ptr", "split_start_ptr", "split_stop_ptr"), "*i32")
         return plan._plan_splits, types, constants, 4, 1, True

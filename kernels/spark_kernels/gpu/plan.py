@@ -8,11 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
-# Programs that should run at once on each SM, to hide each other's loads.
-_PROGRAMS_PER_SM = 4
-# Below this a split's own cost, its lookup tables and its partial result, is no longer small.
-_SHORTEST_SPLIT = 512
-_SPLIT_STEP = 128
+# Programs of the split kernel that an SM runs at once, by their registers: two of heads of 256.
+_PROGRAMS_PER_SM = 3
+# A plan makes a GPU run so many programs one after another, at most: the more, the smaller the last, partial round.
+_WAVES = 4
+# Planning tries so many lengths of splits.
+_CANDIDATES = 32
+# What a split costs by itself, its lookup tables and its partial result, in tokens: 19 to 32 by the warp instructions
+# of the default recipe.
+_SPLIT_COST = 25
+_SHORTEST_SPLIT = 128
+# Tokens that the split kernel takes at once.
+_SPLIT_STEP = 64
 # Kernels that look at all requests of a batch are compiled for this many, and again only for batches beyond.
 _BATCH_BLOCK = 256
 # Of the planning kernel, which compares each of its splits with every request.
@@ -46,7 +53,7 @@ class DecodePlan:
     def build(cls, kv_indptr: torch.Tensor, kv_indices: torch.Tensor, num_kv_heads: int) -> DecodePlan:
         """A plan for the requests at ``kv_indptr``, int32 or int64 ``[batch + 1]`` on the device of ``kv_indices``."""
         batch, device = kv_indptr.shape[0] - 1, kv_indices.device
-        num_splits = batch + _target_splits(num_kv_heads, device) if batch else 0
+        num_splits = batch + _most_splits(num_kv_heads, device) if batch else 0
         splits = torch.empty(3, num_splits, dtype=torch.int32, device=device)
         plan = cls(kv_indices, *splits, torch.zeros(batch + 1, dtype=torch.int32, device=device))
         plan.fill(kv_indptr, num_kv_heads)
@@ -65,7 +72,11 @@ class DecodePlan:
             self.request_splits,
             batch,
             num_splits,
-            _target_splits(num_kv_heads, self.kv_indices.device),
+            _most_splits(num_kv_heads, self.kv_indices.device),
+            num_kv_heads,
+            _programs_at_once(self.kv_indices.device),
+            CANDIDATES=_CANDIDATES,
+            SPLIT_COST=_SPLIT_COST,
             SHORTEST_SPLIT=_SHORTEST_SPLIT,
             SPLIT_STEP=_SPLIT_STEP,
             BATCH_BLOCK=batch_block(batch),
@@ -74,7 +85,7 @@ class DecodePlan:
 
 
 @triton.jit(
-    do_not_specialize=["batch", "num_splits", "target_splits"],
+    do_not_specialize=["batch", "num_splits", "most_splits", "num_kv_heads", "programs_at_once"],
     do_not_specialize_on_alignment=[
         "kv_indptr_ptr",
         "split_request_ptr",
@@ -91,7 +102,11 @@ def _plan_splits(
     request_splits_ptr,
     batch,
     num_splits,
-    target_splits,
+    most_splits,
+    num_kv_heads,
+    programs_at_once,
+    CANDIDATES: tl.constexpr,
+    SPLIT_COST: tl.constexpr,
     SHORTEST_SPLIT: tl.constexpr,
     SPLIT_STEP: tl.constexpr,
     BATCH_BLOCK: tl.constexpr,
@@ -99,15 +114,25 @@ def _plan_splits(
 ):
     """One program per block of splits.
 
-    Splits of one length for the whole batch, so that all its tokens together give every SM enough programs: a single
-    long request is cut into many, and each of many short ones is left whole.
+    Splits of one length for the whole batch, the one whose programs are expected to end first: a single long request
+    is cut into many, and each of many short ones is left whole.
     """
     total = tl.load(kv_indptr_ptr + batch).to(tl.int32)
-    length = tl.maximum(tl.cdiv(total, target_splits * SPLIT_STEP) * SPLIT_STEP, SHORTEST_SPLIT)
     requests = tl.arange(0, BATCH_BLOCK)
     exists = requests < batch
     starts = tl.load(kv_indptr_ptr + requests, mask=exists, other=0).to(tl.int32)
     stops = tl.load(kv_indptr_ptr + requests + 1, mask=exists, other=0).to(tl.int32)
+    longest = tl.max(stops - starts, 0)
+    length, best = total, float("inf")
+    for candidate in range(1, CANDIDATES + 1):
+        splits_at_most = tl.maximum(most_splits * candidate // CANDIDATES, 1)
+        tried = tl.maximum(tl.cdiv(total, splits_at_most * SPLIT_STEP) * SPLIT_STEP, SHORTEST_SPLIT)
+        programs = tl.sum(tl.cdiv(stops - starts, tried), 0) * num_kv_heads
+        # Two bounds of when the last program ends: all of them as long as the longest, or one more after the average.
+        program = (tl.minimum(tried, longest) + SPLIT_COST).to(tl.float32)
+        work = total.to(tl.float32) * num_kv_heads + programs.to(tl.float32) * SPLIT_COST
+        end = tl.minimum(tl.cdiv(programs, programs_at_once) * program, work / programs_at_once + program)
+        length, best = tl.where(end < best, tried, length), tl.minimum(end, best)
     counts = tl.cdiv(stops - starts, length)
     ends = tl.cumsum(counts, 0)
     if tl.program_id(0) == 0:
@@ -131,11 +156,15 @@ def batch_block(batch: int) -> int:
     return max(_BATCH_BLOCK, triton.next_power_of_2(batch))
 
 
-def _target_splits(num_kv_heads: int, device: torch.device) -> int:
-    """Splits that fill the GPU, each being one program per KV head."""
-    return max(1, _PROGRAMS_PER_SM * _num_sms(device) // num_kv_heads)
+def _most_splits(num_kv_heads: int, device: torch.device) -> int:
+    """Splits of the most waves, one program per KV head each; every request may add one that is not full."""
+    return max(1, _WAVES * _programs_at_once(device) // num_kv_heads)
+
+
+def _programs_at_once(device: torch.device) -> int:
+    return _PROGRAMS_PER_SM * _num_sms(device)
 
 
 def _num_sms(device: torch.device) -> int:
-    # Triton's interpreter runs one program at a time.
+    # In tests without a GPU the kernels run on CPU tensors.
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

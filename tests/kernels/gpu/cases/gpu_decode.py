@@ -106,7 +106,6 @@ def test_outlier_channels():
 
 
 def test_splits_are_merged(monkeypatch):
-    monkeypatch.setattr("spark_kernels.gpu.plan._SHORTEST_SPLIT", 128)
     monkeypatch.setattr("spark_kernels.gpu.plan._num_sms", lambda device: 3)
     layer = Layer.random("3 bits", "float16", head_dim=64, num_kv_heads=1, lengths=(700, 0, 5, 129))
     plan = gpu.DecodePlan.build(layer.indptr, layer.slots, 1)
@@ -114,32 +113,6 @@ def test_splits_are_merged(monkeypatch):
     assert (plan.split_stop - plan.split_start).tolist() == [128] * 5 + [60, 5, 128, 1] + [0] * 7
     assert plan.split_request.tolist()[:9] == [0] * 6 + [2, 3, 3]
     _check(layer)
-
-
-@pytest.mark.parametrize("batch", [1, 7, 64, 300])
-def test_every_token_is_in_one_split(batch, monkeypatch):
-    monkeypatch.setattr("spark_kernels.gpu.plan._num_sms", lambda device: 132)
-    lengths = torch.randint(0, 6000, (batch,))
-    indptr = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    plan = gpu.DecodePlan.build(indptr, torch.zeros(1, dtype=torch.int64), 8)
-    count = plan.request_splits[-1]
-    request, start, stop = (x[:count] for x in (plan.split_request, plan.split_start, plan.split_stop))
-    assert (start < stop).all() and not plan.split_stop[count:].any()
-    assert torch.equal(request, torch.arange(batch).repeat_interleave(plan.request_splits.diff()).int())
-    # Split after split, from a request's first token to its last.
-    assert torch.equal(start[1:], stop[:-1]) and start[0] == 0 and stop[-1] == indptr[-1]
-    assert (start >= indptr[request]).all() and (stop <= indptr[request + 1]).all()
-
-
-def _num_splits(lengths: list[int]) -> int:
-    indptr = torch.tensor([0, *lengths]).cumsum(0)
-    return int(gpu.DecodePlan.build(indptr, torch.zeros(1, dtype=torch.int64), 8).request_splits[-1])
-
-
-def test_many_short_requests_are_not_split_and_a_long_one_fills_the_gpu(monkeypatch):
-    monkeypatch.setattr("spark_kernels.gpu.plan._num_sms", lambda device: 132)
-    assert _num_splits([400] * 200) == 200
-    assert 8 * _num_splits([131072]) >= 3 * 132
 
 
 def test_strided_queries_and_int32_indices():
