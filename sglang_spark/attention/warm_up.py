@@ -14,6 +14,9 @@ from spark_kernels import LayerRows, SparkBatchDecodeWrapper, SparkBatchPrefillW
 
 logger = logging.getLogger(__name__)
 
+# The GPU kernels that attend to the prefixes of chunks as long are others than those of a few tokens.
+_LONG_CHUNK = 16
+
 
 def warm_up(backend: SparkAttnBackend, model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Write, attend to and restore two tokens in a scratch cache, once per kind of attention layer.
@@ -50,14 +53,14 @@ def _run(backend: SparkAttnBackend, rows: LayerRows, dtype: torch.dtype, *, v_sc
     scratch = LayerRows.allocate(4, num_kv_heads, rows.key_format, rows.value_format, rows.calibration, device)
     slots = torch.tensor([1, 2], device=device)
     two = torch.tensor([2], device=device)
-    q = torch.ones(2, num_qo_heads, head_dim, dtype=dtype, device=device)
-    k = torch.ones(2, num_kv_heads, head_dim, dtype=dtype, device=device)
-    v = torch.ones(2, num_kv_heads, v_head_dim, dtype=dtype, device=device)
+    q = torch.ones(_LONG_CHUNK, num_qo_heads, head_dim, dtype=dtype, device=device)
+    k = torch.ones(_LONG_CHUNK, num_kv_heads, head_dim, dtype=dtype, device=device)
+    v = torch.ones(_LONG_CHUNK, num_kv_heads, v_head_dim, dtype=dtype, device=device)
 
     writer = SparkBatchWriteWrapper(device)
     for of_requests in (None, indptr(two)):
         writer.plan(slots, of_requests)
-        writer.run(q, k, v, scratch, v_scale=v_scale)
+        writer.run(q[:2], k[:2], v[:2], scratch, v_scale=v_scale)
 
     decode = SparkBatchDecodeWrapper(device)
     decode.plan(indptr(two), slots.int(), *backend.shape)
@@ -65,7 +68,7 @@ def _run(backend: SparkAttnBackend, rows: LayerRows, dtype: torch.dtype, *, v_sc
 
     # In two segments, as a long prefix is.
     prefill = SparkBatchPrefillWrapper(device, segment_tokens=1)
-    chunk = indptr(torch.tensor([2]))
-    for prefix in (0, 2):
-        prefill.plan(chunk, indptr(torch.tensor([prefix])), slots[:prefix].int(), *backend.shape)
-        prefill.run(q, k, v, scratch, v_scale=v_scale, **options)
+    for tokens, prefix in ((_LONG_CHUNK, 0), (_LONG_CHUNK, 2), (1, 2)):
+        chunk, bounds = indptr(torch.tensor([tokens])), indptr(torch.tensor([prefix]))
+        prefill.plan(chunk, bounds, slots[:prefix].int(), *backend.shape)
+        prefill.run(q[:tokens], k[:tokens], v[:tokens], scratch, v_scale=v_scale, **options)

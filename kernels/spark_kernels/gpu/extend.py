@@ -1,9 +1,13 @@
-"""Attention of new chunks: exact over themselves, over restored segments of their prefixes, merged by lse."""
+"""Attention of new chunks: exact over themselves, over restored segments of their prefixes, merged by lse.
+
+Short chunks read the rows of their prefixes instead.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -12,6 +16,7 @@ from spark_kernels.gpu.dense import RaggedBatch, pieces
 from spark_kernels.gpu.dense_flashinfer import Wrappers
 from spark_kernels.gpu.merge import merge_state
 from spark_kernels.gpu.restore import restore_keys, restore_values
+from spark_kernels.gpu.short_chunks import ShortChunks
 from spark_kernels.reference import hadamard_scales
 from spark_kernels.rows import LayerRows
 
@@ -41,9 +46,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class ExtendPlan:
-    """One extend step: its chunks, and its prefixes cut into segments with no regard to where requests begin."""
+    """One extend step: its chunks, those of them that are short, and the prefixes of the others.
+
+    These are cut into segments with no regard to where requests begin.
+    """
 
     chunks: RaggedBatch
+    short: ShortChunks
     segments: list[Segment]
     wrappers: Wrappers
 
@@ -64,6 +73,9 @@ class ExtendPlan:
         chunks, prefixes = qo_indptr.tolist(), prefix_indptr.tolist()
         device = prefix_indices.device
         wrappers = previous.wrappers if previous else Wrappers()
+        short = ShortChunks(chunks, prefixes, prefix_indices)
+        if short:
+            prefixes, prefix_indices = _without(short.requests, prefixes, prefix_indices)
         segments = []
         for start in range(0, prefixes[-1], segment_tokens):
             stop = min(start + segment_tokens, prefixes[-1])
@@ -71,7 +83,17 @@ class ExtendPlan:
             queries = [bound - chunks[first] for bound in chunks[first : last + 1]]
             batch = RaggedBatch(queries, parts, False, device, wrappers, 1 + len(segments))
             segments.append(Segment(prefix_indices[start:stop], slice(chunks[first], chunks[last]), batch))
-        return cls(RaggedBatch(chunks, chunks, causal, device, wrappers, 0), segments, wrappers)
+        return cls(RaggedBatch(chunks, chunks, causal, device, wrappers, 0), short, segments, wrappers)
+
+
+def _without(requests: set[int], prefixes: list[int], prefix_indices: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """The prefixes with those of ``requests`` left out, and where they then begin and end."""
+    bounds, kept = [0], []
+    for request, (start, stop) in enumerate(pairwise(prefixes)):
+        if request not in requests and start < stop:
+            kept.append(prefix_indices[start:stop])
+        bounds.append(bounds[-1] + (0 if request in requests else stop - start))
+    return bounds, torch.cat(kept) if kept else prefix_indices[:0]
 
 
 def extend_attention(
@@ -90,11 +112,27 @@ def extend_attention(
     Values of integers stay transformed until their prefix's output is merged with that of the chunk.
     """
     arguments = {"sm_scale": sm_scale, "logits_soft_cap": logits_soft_cap}
-    chunk = plan.chunks.attend(q, k, v, **arguments)
-    if not plan.segments:
-        return chunk
-    prefix_out = torch.zeros(chunk[0].shape, dtype=torch.float32, device=q.device)
-    prefix_lse = torch.full(chunk[1].shape, -math.inf, device=q.device)
+    out, lse = plan.chunks.attend(q, k, v, **arguments)
+    if plan.segments:
+        out, lse = _merge_segments(out, lse, q, rows, plan, v_scale, **arguments)
+    if plan.short:
+        out = out.float()
+        plan.short.merge_into(out, lse, q, rows, v_scale=v_scale, **arguments)
+    return out, lse
+
+
+def _merge_segments(
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    q: torch.Tensor,
+    rows: LayerRows,
+    plan: ExtendPlan,
+    v_scale: float,
+    **arguments: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 output and lse over chunks and segments, from those over the chunks."""
+    prefix_out = torch.zeros(out.shape, dtype=torch.float32, device=q.device)
+    prefix_lse = torch.full(lse.shape, -math.inf, device=q.device)
     for number, segment in enumerate(plan.segments):
         keys = restore_keys(rows, segment.slots, q.dtype)
         values = restore_values(rows, segment.slots, v_scale, q.dtype, transformed=True)
@@ -110,4 +148,4 @@ def extend_attention(
             prefix_out[part], prefix_lse[part] = state
     made = rows.value_format
     back = hadamard_scales(made.block)[1] if isinstance(made, Integers) else 0.0
-    return merge_state(*chunk, prefix_out, prefix_lse, back)
+    return merge_state(out, lse, prefix_out, prefix_lse, back)

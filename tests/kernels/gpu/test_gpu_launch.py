@@ -38,8 +38,8 @@ def _decode(keys: str, values: str, **shape) -> None:
 
 def _extend(dtype: torch.dtype, **shape) -> None:
     layer = Layer.random(lengths=(20, 0), dtype=dtype, **shape)
-    q, k, v = layer.q[:6], layer.k[:6], layer.v[:6]
-    plan = gpu.ExtendPlan.build(torch.tensor([0, 4, 6]), layer.indptr, layer.slots, True, 16)
+    q, k, v = layer.q[:16], layer.k[:16], layer.v[:16]
+    plan = gpu.ExtendPlan.build(torch.tensor([0, 12, 16]), layer.indptr, layer.slots, True, 16)
     gpu.extend_attention(q, k, v, layer.rows, plan, sm_scale=0.1, logits_soft_cap=0.0, v_scale=1.0)
 
 

@@ -10,11 +10,17 @@ import torch
 from kernel_cases import Layer, assert_close, assert_lse_close
 
 from spark_kernels import SparkBatchPrefillWrapper, reference
-from spark_kernels.gpu import dense_flashinfer
+from spark_kernels.gpu import dense_flashinfer, short_chunks
 from spark_kernels.gpu.dense import pieces
+from spark_kernels.gpu.restore import restore_keys
 
 PREFIXES = (0, 1, 40, 0, 65, 64, 20)
 CHUNKS = (10, 1, 3, 0, 20, 0, 7)
+
+
+@pytest.fixture(autouse=True)
+def _no_chunk_is_short(monkeypatch):
+    monkeypatch.setattr(short_chunks, "MOST_TOKENS", 0)
 
 
 def _check(prefix: Layer, chunks=CHUNKS, causal=True, segment_tokens=64, ratio=1e-5, **arguments) -> None:
@@ -57,6 +63,32 @@ def test_halves(values, dtype, ratio):
 def test_variants(causal, logits_soft_cap, v_head_dim):
     prefix = Layer.random(lengths=PREFIXES, num_kv_heads=1, v_head_dim=v_head_dim)
     _check(prefix, causal=causal, logits_soft_cap=logits_soft_cap)
+
+
+@pytest.mark.parametrize("values", ["float16", "int4"])
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_short_chunks_read_rows(values, most, monkeypatch):
+    """Some of them, or all; as exact as decode is."""
+    monkeypatch.setattr(short_chunks, "MOST_TOKENS", most)
+    restored = []
+    monkeypatch.setattr("spark_kernels.gpu.extend.restore_keys", _counted(restore_keys, restored))
+    prefix = Layer.random(values=values, lengths=PREFIXES, dtype=torch.float16, v_scale=0.25)
+    _check(prefix, v_scale=0.25, ratio=2e-3, logits_soft_cap=1.5)
+    assert sum(restored) == sum(p for p, c in zip(PREFIXES, CHUNKS, strict=True) if c > most or c == 0)
+
+
+def _counted(function, counts):
+    def counted(rows, slots, *arguments, **options):
+        counts.append(len(slots))
+        return function(rows, slots, *arguments, **options)
+
+    return counted
+
+
+def test_a_short_chunk_after_a_long_prefix_is_split(monkeypatch):
+    monkeypatch.setattr(short_chunks, "MOST_TOKENS", 8)
+    monkeypatch.setattr("spark_kernels.gpu.plan._num_sms", lambda device: 132)
+    _check(Layer.random(values="int4", lengths=(700,), dtype=torch.bfloat16), chunks=(2,), ratio=1e-2)
 
 
 @pytest.mark.parametrize("segment_tokens", [1, 7, 29, 30, 31, 4096])
