@@ -110,7 +110,7 @@ def test_splits_are_merged(monkeypatch):
     layer = Layer.random("3 bits", "float16", head_dim=64, num_kv_heads=1, lengths=(700, 0, 5, 129))
     plan = gpu.DecodePlan.build(layer.indptr, layer.slots, 1)
     assert plan.request_splits.tolist() == [0, 6, 6, 7, 9]
-    assert (plan.split_stop - plan.split_start).tolist() == [128] * 5 + [60, 5, 128, 1] + [0] * 7
+    assert (plan.split_stop - plan.split_start).tolist() == [128] * 5 + [60, 5, 128, 1] + [0] * 31
     assert plan.split_request.tolist()[:9] == [0] * 6 + [2, 3, 3]
     _check(layer)
 
