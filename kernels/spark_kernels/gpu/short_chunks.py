@@ -1,13 +1,13 @@
 """The prefixes of short chunks: read row by row with the decode kernel, not restored.
 
-Restoring a token and attending to it from a tile of queries costs the same for 1 query as for 16; the decode kernel
-costs a fifth of that for each query, and cuts a long prefix into splits, which no dense kernel here does.
+Restoring a token and attending to it from a tile of queries costs the same for one query as for a whole tile; the
+decode kernel pays by the query, and cuts a long prefix into splits, which no dense kernel here does.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -16,8 +16,7 @@ from spark_kernels.gpu.merge import merge_state
 from spark_kernels.gpu.plan import DecodePlan
 from spark_kernels.rows import LayerRows
 
-# New tokens of a request, at most. With 8 of them the decode kernel issues about twice the instructions for a token of
-# the prefix, in hundreds of programs where a dense kernel has one per KV head.
+# New tokens of a request, at most: an estimate by instructions, which no GPU has checked.
 MOST_TOKENS = 8
 
 
@@ -34,14 +33,15 @@ class ShortChunks:
 
     def __init__(self, chunks: Sequence[int], prefixes: Sequence[int], prefix_indices: torch.Tensor) -> None:
         tokens, starts, lengths = [], [], []
-        self.requests = set()
-        for request, (first, last) in enumerate(itertools.pairwise(chunks)):
-            start, length = prefixes[request], prefixes[request + 1] - prefixes[request]
-            if length and 0 < last - first <= MOST_TOKENS:
+        self.requests: set[int] = set()
+        bounds = zip(pairwise(chunks), pairwise(prefixes), strict=True)
+        for request, ((first, last), (start, stop)) in enumerate(bounds):
+            count = last - first
+            if start < stop and 0 < count <= MOST_TOKENS:
                 self.requests.add(request)
                 tokens += range(first, last)
-                starts += [start] * (last - first)
-                lengths += [length] * (last - first)
+                starts += [start] * count
+                lengths += [stop - start] * count
         self._prefix_indices = prefix_indices
         self._total = sum(lengths)
         self._host = torch.tensor([tokens, starts, lengths], dtype=torch.int64)

@@ -29,6 +29,10 @@ class Accesses:
     def _full(self, x: np.ndarray) -> np.ndarray:
         return np.broadcast_to(x, self.shape)
 
+    def _chosen(self, m):
+        """What picks the threads of a mask; None masks none out."""
+        return ... if m is None else self._full(m)
+
     def _who(self, chosen) -> tuple[np.ndarray, np.ndarray]:
         """Warps of the chosen threads, and the barriers that their CTAs have passed."""
         epochs = self._full(self.machine.epoch[:, None, None])
@@ -62,7 +66,7 @@ class Accesses:
             return np.zeros((1, 1, 1), f"u{size}") if count == 1 else [np.zeros((1, 1, 1), f"u{size}")] * count
         offsets, packed = self._global(address, size * count, m, site)
         if site in self.launch.watched:
-            chosen = ... if m is None else self._full(m)
+            chosen = self._chosen(m)
             at = self._full(packed)[chosen].ravel()
             self.launch.shadow.read(at, size * count, *self._who(chosen), site)
         return gather(self.launch.memory.bytes, offsets, size, count)
@@ -89,7 +93,7 @@ class Accesses:
     def load_shared(self, address, size: int, count: int, m, site: int):
         offsets = self._shared(address, size * count, m, site)
         if self.machine.shadow is not None:
-            chosen = ... if m is None else self._full(m)
+            chosen = self._chosen(m)
             self.machine.shadow.read(self._full(offsets)[chosen].ravel(), size * count, *self._who(chosen), site)
         return gather(self.machine.shared, offsets, size, count)
 
@@ -99,7 +103,7 @@ class Accesses:
             self._store(self.machine.shared, self.machine.shadow, offsets, offsets, size, values, m, site)
 
     def _store(self, memory, shadow, offsets, places, size: int, values: list, m, site: int) -> None:
-        chosen = ... if m is None else self._full(m)
+        chosen = self._chosen(m)
         at = self._full(offsets)[chosen].ravel() // size
         values = [self._full(v)[chosen].ravel() for v in values]
         view = memory[: len(memory) // size * size].view(f"u{size}")
@@ -165,7 +169,7 @@ class Accesses:
         data = self.load_global(of, 4, size // 4, inside, site)
         data = [np.where(inside, d, np.uint32(0)) for d in (data if isinstance(data, list) else [data])]
         # Its bytes may also arrive at once: others must be done with the place.
-        chosen = ... if m is None else self._full(m)
+        chosen = self._chosen(m)
         if self.machine.shadow is not None:
             places = self._full(self._shared(to, size, m, site, count=False))[chosen].ravel()
             unknown = np.zeros(len(places), bool)
